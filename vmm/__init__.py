@@ -1,0 +1,1 @@
+"""pyvmm: a virtual machine monitor that shows guests a Xen-compatible ABI on KVM."""

@@ -1,0 +1,14 @@
+"""Driving /dev/kvm: one object a descriptor, one method an ioctl in use.  Knows nothing of Xen domains."""
+
+from vmm.kvm.capabilities import CAPABILITIES, Capability, XenFlag
+from vmm.kvm.errors import KvmError
+from vmm.kvm.hostmem import PAGE_BYTES, HostMemory, PageFile
+from vmm.kvm.system import CpuidEntry, System
+from vmm.kvm.vcpu import Exit, MpState, Vcpu, allow_kicks
+from vmm.kvm.vm import MsiRoute, SlotFlag, Vm
+
+__all__ = [
+    "CAPABILITIES", "Capability", "CpuidEntry", "Exit", "HostMemory", "KvmError", "MpState", "MsiRoute",
+    "PAGE_BYTES", "PageFile", "SlotFlag",
+    "System", "Vcpu", "Vm", "XenFlag", "allow_kicks",
+]  # fmt: skip

@@ -1,0 +1,51 @@
+"""KVM's refusals, as sentences: which ioctl, which errno, what to do."""
+
+import errno
+import os
+from typing import Any, NoReturn
+
+from vmm.errors import HostError
+from vmm.kvm._native import ffi, lib
+
+HINTS: dict[tuple[str, int], str] = {
+    ("open", errno.ENOENT): "load KVM's module (modprobe kvm_intel or kvm_amd), or enable virtualisation in the firmware",
+    ("open", errno.EACCES): "run as root, or join the group that owns the device (often `kvm`)",
+    ("open", errno.EPERM): "run as root, or let this container use the device",
+    ("open", errno.ENODEV): "load KVM's module (modprobe kvm_intel or kvm_amd), or enable virtualisation in the firmware",
+    ("KVM_CREATE_VM", errno.EBUSY): "stop the other hypervisor (VirtualBox, VMware, Xen) that holds VT-x or AMD-V",
+    ("KVM_CREATE_VM", errno.ENOMEM): "free some host memory",
+    ("KVM_CREATE_VCPU", errno.EINVAL): "ask for fewer vCPUs",
+    ("KVM_CREATE_VCPU", errno.EMFILE): "raise the limit on open files (ulimit -n)",
+    ("KVM_SET_USER_MEMORY_REGION", errno.ENOMEM): "free some host memory",
+    ("KVM_SET_USER_MEMORY_REGION", errno.EEXIST): "the guest's memory regions overlap: this is a fault of pyvmm",
+}
+
+
+class KvmError(HostError):
+    """An ioctl on /dev/kvm or a descriptor made from it was refused.
+
+    `call` is the ioctl's name in <linux/kvm.h>, `code` the errno.
+    """
+
+    def __init__(self, call: str, code: int) -> None:
+        self.call = call
+        self.code = code
+        name = errno.errorcode.get(code, str(code))
+        hint = HINTS.get((call, code), "see Documentation/virt/kvm/api.rst for this ioctl")
+        what = "cannot open /dev/kvm" if call == "open" else f"KVM refused {call}"
+        super().__init__(f"{what}: {os.strerror(code)} ({name}); {hint}")
+
+
+def fail(call: str) -> NoReturn:
+    """Raise KvmError for the call that has just set errno."""
+    raise KvmError(call, ffi.errno)
+
+
+def ioctl(fd: int, call: str, request: int, argument: Any = 0) -> int:
+    """One ioctl; KvmError where the kernel refuses it."""
+    if isinstance(argument, int):
+        argument = ffi.cast("unsigned long", argument)
+    result: int = lib.ioctl(fd, request, argument)
+    if result < 0:
+        fail(call)
+    return result

@@ -1,0 +1,88 @@
+"""Host memory that a guest may be given: mappings whose address KVM can be told, and atomic access to them.
+
+Pages that appear in two places (Xen's own pages, later other domains') live in a `PageFile`, a memfd; mapping one over
+part of a `HostMemory` replaces what the guest sees there while KVM's memory slot stays.  Where nothing is mapped over it
+a `HostMemory` is anonymous and zero until touched: no access of the VMM's can fault, whatever a guest removes meanwhile.
+"""
+
+import os
+
+from vmm.kvm._native import ffi, lib
+from vmm.kvm.errors import KvmError, fail
+
+PAGE_BYTES = 4096
+_READ_WRITE = lib.PROT_READ | lib.PROT_WRITE
+_ANONYMOUS = lib.MAP_PRIVATE | lib.MAP_ANONYMOUS | lib.MAP_NORESERVE
+_FAILED = 2 ** (8 * ffi.sizeof("uintptr_t")) - 1
+
+
+def _map(address: int, size_bytes: int, flags: int, fd: int, offset_bytes: int) -> int:
+    pointer = lib.mmap(ffi.cast("void *", address), size_bytes, _READ_WRITE, flags, fd, offset_bytes)
+    result = int(ffi.cast("uintptr_t", pointer))
+    if result == _FAILED:
+        fail("mmap")
+    return result
+
+
+class HostMemory:
+    """One mapping of the host, released by `close`.
+
+    `address` is its host virtual address, `view` a writable memoryview of all of it.
+    """
+
+    def __init__(self, size_bytes: int, *, huge_pages: bool = False, file: "PageFile | None" = None) -> None:
+        if file is None:
+            self.address = _map(0, size_bytes, _ANONYMOUS, -1, 0)
+        else:
+            self.address = _map(0, size_bytes, lib.MAP_SHARED, file.fd, 0)
+        self.size_bytes = size_bytes
+        pointer = ffi.cast("char *", self.address)
+        if huge_pages:
+            lib.madvise(pointer, size_bytes, lib.MADV_HUGEPAGE)  # advice: a kernel without THP refuses it
+        self.view = memoryview(ffi.buffer(pointer, size_bytes)).cast("B")
+
+    def show(self, offset_bytes: int, file: "PageFile", page: int) -> None:
+        """Put a page of `file` where the page at `offset_bytes` was; what was there is given back to the host."""
+        flags = lib.MAP_SHARED | lib.MAP_FIXED
+        _map(self.address + offset_bytes, PAGE_BYTES, flags, file.fd, page * PAGE_BYTES)
+
+    def blank(self, offset_bytes: int, size_bytes: int) -> None:
+        """Put fresh zero pages there; what was there is given back to the host."""
+        _map(self.address + offset_bytes, size_bytes, _ANONYMOUS | lib.MAP_FIXED, -1, 0)
+
+    def fetch_or_64(self, offset_bytes: int, bits: int) -> int:
+        """Set bits of an aligned 64-bit word in one locked instruction; the word before."""
+        return int(lib.pyvmm_fetch_or_64(self.address + offset_bytes, bits))
+
+    def fetch_and_64(self, offset_bytes: int, bits: int) -> int:
+        """Keep only `bits` of an aligned 64-bit word in one locked instruction; the word before."""
+        return int(lib.pyvmm_fetch_and_64(self.address + offset_bytes, bits))
+
+    def exchange_32(self, offset_bytes: int, expected: int, wanted: int) -> int:
+        """Write an aligned 32-bit word if it holds `expected`, in one locked instruction; the word before."""
+        return int(lib.pyvmm_exchange_32(self.address + offset_bytes, expected, wanted))
+
+    def close(self) -> None:
+        """Unmap; no guest may still have this memory in a slot."""
+        if self.size_bytes:
+            self.view = memoryview(b"")
+            lib.munmap(ffi.cast("void *", self.address), self.size_bytes)
+            self.size_bytes = 0
+
+
+class PageFile:
+    """A memfd of a fixed number of pages, zero until written."""
+
+    def __init__(self, name: str, pages: int) -> None:
+        try:
+            self.fd = os.memfd_create(name, os.MFD_CLOEXEC)
+            os.ftruncate(self.fd, pages * PAGE_BYTES)
+        except OSError as error:
+            raise KvmError("memfd_create", error.errno or 0) from None
+        self.pages = pages
+
+    def close(self) -> None:
+        """The pages live on where they are mapped."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1

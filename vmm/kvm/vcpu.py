@@ -1,0 +1,192 @@
+"""A vCPU's descriptor: entering the guest, and its registers.
+
+The run area is shared with the kernel.  Only the thread that calls `enter` may use it; other threads call `kick`.
+"""
+
+import errno
+import mmap
+import os
+import signal
+import threading
+from enum import IntEnum
+from typing import Any
+
+from vmm.kvm._native import ffi, lib
+from vmm.kvm.errors import KvmError, ioctl
+
+KICK_SIGNAL = signal.SIGRTMIN + 3
+
+
+class Exit(IntEnum):
+    """Why KVM_RUN came back; INTERRUPTED is a kick."""
+
+    INTERRUPTED = -errno.EINTR
+    UNKNOWN = lib.KVM_EXIT_UNKNOWN
+    EXCEPTION = lib.KVM_EXIT_EXCEPTION
+    IO = lib.KVM_EXIT_IO
+    HYPERCALL = lib.KVM_EXIT_HYPERCALL
+    DEBUG = lib.KVM_EXIT_DEBUG
+    HLT = lib.KVM_EXIT_HLT
+    MMIO = lib.KVM_EXIT_MMIO
+    IRQ_WINDOW_OPEN = lib.KVM_EXIT_IRQ_WINDOW_OPEN
+    SHUTDOWN = lib.KVM_EXIT_SHUTDOWN
+    FAIL_ENTRY = lib.KVM_EXIT_FAIL_ENTRY
+    INTR = lib.KVM_EXIT_INTR
+    INTERNAL_ERROR = lib.KVM_EXIT_INTERNAL_ERROR
+    SYSTEM_EVENT = lib.KVM_EXIT_SYSTEM_EVENT
+    X86_RDMSR = lib.KVM_EXIT_X86_RDMSR
+    X86_WRMSR = lib.KVM_EXIT_X86_WRMSR
+    XEN = lib.KVM_EXIT_XEN
+
+
+class MpState(IntEnum):
+    """KVM_SET_MP_STATE's states."""
+
+    RUNNABLE = lib.KVM_MP_STATE_RUNNABLE
+    UNINITIALIZED = lib.KVM_MP_STATE_UNINITIALIZED
+    HALTED = lib.KVM_MP_STATE_HALTED
+
+
+def allow_kicks() -> None:
+    """Install the kick signal's handler; once a process is enough, again does no harm."""
+    result = lib.pyvmm_install_kick(KICK_SIGNAL)
+    if result < 0:
+        raise KvmError("sigaction", -result)
+
+
+class Vcpu:
+    """One vCPU.  `run` is struct kvm_run; `regs` and `sregs` are its registers, valid after each exit.
+
+    Reading both costs nothing measurable beside the exit; an ioctl costs as much as one.  Change a general register in place and call `regs_changed`: KVM takes it over at the next entry.
+    """
+
+    def __init__(self, fd: int, vcpu_id: int, mmap_size: int) -> None:
+        self.fd = fd
+        self.id = vcpu_id
+        self._area = mmap.mmap(fd, mmap_size)
+        self._buffer = ffi.from_buffer(self._area)
+        self.run = ffi.cast("struct kvm_run *", self._buffer)
+        self.regs = self.run.s.regs.regs
+        self.sregs = self.run.s.regs.sregs
+        self.run.kvm_valid_regs = lib.KVM_SYNC_X86_REGS | lib.KVM_SYNC_X86_SREGS
+        self._start = int(ffi.cast("uintptr_t", self.run))
+        self._thread: int | None = None
+
+    def enter(self) -> int:
+        """KVM_RUN: run the guest until it needs an answer; an `Exit`.  KvmError where KVM gives up."""
+        reason: int = lib.pyvmm_enter(self.fd, self.run)
+        if reason < 0 and reason != -errno.EINTR:
+            raise KvmError("KVM_RUN", -reason)
+        return reason
+
+    def claim(self) -> None:
+        """Say that this thread is the one that enters."""
+        self._thread = threading.get_ident()
+
+    def kick(self) -> None:
+        """From any thread: make `enter` return INTERRUPTED at once, or as soon as it is next called."""
+        self.run.immediate_exit = 1
+        if self._thread is not None:
+            signal.pthread_kill(self._thread, KICK_SIGNAL)
+
+    def kick_seen(self) -> None:
+        """The entering thread has noticed a kick: the next `enter` runs the guest again."""
+        self.run.immediate_exit = 0
+
+    def regs_changed(self) -> None:
+        """Hand the values in `regs` to KVM at the next entry."""
+        self.run.kvm_dirty_regs |= lib.KVM_SYNC_X86_REGS
+
+    def data(self, offset_bytes: int, size_bytes: int) -> memoryview:
+        """Part of the run area: the bytes of a port exit."""
+        return memoryview(self._area)[offset_bytes : offset_bytes + size_bytes]
+
+    def get_regs(self) -> Any:
+        """KVM_GET_REGS: struct kvm_regs."""
+        regs = ffi.new("struct kvm_regs *")
+        ioctl(self.fd, "KVM_GET_REGS", lib.KVM_GET_REGS, regs)
+        return regs
+
+    def set_regs(self, regs: Any) -> None:
+        """KVM_SET_REGS."""
+        ioctl(self.fd, "KVM_SET_REGS", lib.KVM_SET_REGS, regs)
+
+    def get_sregs(self) -> Any:
+        """KVM_GET_SREGS: struct kvm_sregs."""
+        sregs = ffi.new("struct kvm_sregs *")
+        ioctl(self.fd, "KVM_GET_SREGS", lib.KVM_GET_SREGS, sregs)
+        return sregs
+
+    def set_sregs(self, sregs: Any) -> None:
+        """KVM_SET_SREGS."""
+        ioctl(self.fd, "KVM_SET_SREGS", lib.KVM_SET_SREGS, sregs)
+
+    def set_cpuid(self, entries: list[Any]) -> None:
+        """KVM_SET_CPUID2 from `system.CpuidEntry` rows."""
+        table = ffi.new("struct kvm_cpuid2 *", {"entries": len(entries)})
+        table.nent = len(entries)
+        for row, entry in zip(table.entries[0 : len(entries)], entries, strict=True):
+            row.function, row.index = entry.function, entry.index or 0
+            row.flags = 0 if entry.index is None else lib.KVM_CPUID_FLAG_SIGNIFCANT_INDEX
+            row.eax, row.ebx, row.ecx, row.edx = entry.eax, entry.ebx, entry.ecx, entry.edx
+        ioctl(self.fd, "KVM_SET_CPUID2", lib.KVM_SET_CPUID2, table)
+
+    def get_msr(self, number: int) -> int:
+        """KVM_GET_MSRS of one MSR."""
+        table = ffi.new("struct kvm_msrs *", {"entries": 1})
+        table.nmsrs, table.entries[0].index = 1, number
+        if ioctl(self.fd, "KVM_GET_MSRS", lib.KVM_GET_MSRS, table) != 1:
+            raise KvmError("KVM_GET_MSRS", errno.EINVAL)
+        return int(table.entries[0].data)
+
+    def set_msr(self, number: int, value: int) -> None:
+        """KVM_SET_MSRS of one MSR."""
+        table = ffi.new("struct kvm_msrs *", {"entries": 1})
+        table.nmsrs, table.entries[0].index, table.entries[0].data = 1, number, value
+        if ioctl(self.fd, "KVM_SET_MSRS", lib.KVM_SET_MSRS, table) != 1:
+            raise KvmError("KVM_SET_MSRS", errno.EINVAL)
+
+    def get_events(self) -> Any:
+        """KVM_GET_VCPU_EVENTS: struct kvm_vcpu_events."""
+        events = ffi.new("struct kvm_vcpu_events *")
+        ioctl(self.fd, "KVM_GET_VCPU_EVENTS", lib.KVM_GET_VCPU_EVENTS, events)
+        return events
+
+    def set_events(self, events: Any) -> None:
+        """KVM_SET_VCPU_EVENTS."""
+        ioctl(self.fd, "KVM_SET_VCPU_EVENTS", lib.KVM_SET_VCPU_EVENTS, events)
+
+    def get_mp_state(self) -> MpState:
+        """KVM_GET_MP_STATE."""
+        state = ffi.new("struct kvm_mp_state *")
+        ioctl(self.fd, "KVM_GET_MP_STATE", lib.KVM_GET_MP_STATE, state)
+        return MpState(state.mp_state)
+
+    def set_mp_state(self, state: MpState) -> None:
+        """KVM_SET_MP_STATE."""
+        ioctl(self.fd, "KVM_SET_MP_STATE", lib.KVM_SET_MP_STATE, ffi.new("struct kvm_mp_state *", [int(state)]))
+
+    def translate(self, gva: int) -> int | None:
+        """KVM_TRANSLATE: the guest-physical address behind a linear one, or None where nothing is mapped."""
+        request = ffi.new("struct kvm_translation *")
+        request.linear_address = gva
+        ioctl(self.fd, "KVM_TRANSLATE", lib.KVM_TRANSLATE, request)
+        return int(request.physical_address) if request.valid else None
+
+    def tsc_khz(self) -> int:
+        """KVM_GET_TSC_KHZ: the guest TSC's frequency."""
+        return ioctl(self.fd, "KVM_GET_TSC_KHZ", lib.KVM_GET_TSC_KHZ)
+
+    def xen_set_vcpu_id(self, vcpu_id: int) -> None:
+        """KVM_XEN_VCPU_ATTR_TYPE_VCPU_ID: the number by which the guest's hypercalls name this vCPU."""
+        attribute = ffi.new("struct kvm_xen_vcpu_attr *")
+        attribute.type, attribute.u.vcpu_id = lib.KVM_XEN_VCPU_ATTR_TYPE_VCPU_ID, vcpu_id
+        ioctl(self.fd, "KVM_XEN_VCPU_SET_ATTR(VCPU_ID)", lib.KVM_XEN_VCPU_SET_ATTR, attribute)
+
+    def close(self) -> None:
+        """Unmap the run area and close the descriptor; `regs` and `run` are gone."""
+        if self.fd >= 0:
+            self.run = self.regs = self.sregs = self._buffer = None
+            self._area.close()
+            os.close(self.fd)
+            self.fd = -1

@@ -1,0 +1,144 @@
+"""A virtual machine's descriptor: memory slots, interrupt routing, and the VM-wide switches."""
+
+import os
+from collections.abc import Iterable
+from enum import IntFlag
+from typing import NamedTuple
+
+from vmm.kvm._native import ffi, lib
+from vmm.kvm.errors import ioctl
+from vmm.kvm.vcpu import Vcpu
+
+
+class SlotFlag(IntFlag):
+    """Flags of a memory slot."""
+
+    NONE = 0
+    LOG_DIRTY = lib.KVM_MEM_LOG_DIRTY_PAGES
+    READ_ONLY = lib.KVM_MEM_READONLY
+
+
+class MsiRoute(NamedTuple):
+    """Where a GSI leads: a message to the LAPIC with this id, raising this vector."""
+
+    apic_id: int
+    vector: int
+
+
+class Vm:
+    """One machine.  Its methods may be called from any thread; KVM serialises them."""
+
+    def __init__(self, fd: int, vcpu_mmap_size: int) -> None:
+        self.fd = fd
+        self._vcpu_mmap_size = vcpu_mmap_size
+
+    def create_vcpu(self, vcpu_id: int) -> Vcpu:
+        """KVM_CREATE_VCPU: `vcpu_id` is the LAPIC id that the guest sees."""
+        return Vcpu(ioctl(self.fd, "KVM_CREATE_VCPU", lib.KVM_CREATE_VCPU, vcpu_id), vcpu_id, self._vcpu_mmap_size)
+
+    def set_memory(self, slot: int, gpa: int, size_bytes: int, address: int, flags: SlotFlag = SlotFlag.NONE) -> None:
+        """KVM_SET_USER_MEMORY_REGION: show host memory at `gpa`; a size of 0 takes the slot away."""
+        region = ffi.new("struct kvm_userspace_memory_region *")
+        region.slot, region.flags, region.guest_phys_addr = slot, flags, gpa
+        region.memory_size, region.userspace_addr = size_bytes, address
+        ioctl(self.fd, "KVM_SET_USER_MEMORY_REGION", lib.KVM_SET_USER_MEMORY_REGION, region)
+
+    def dirty_pages(self, slot: int, size_bytes: int) -> list[int]:
+        """KVM_GET_DIRTY_LOG: page numbers within the slot written since the last call (slot has LOG_DIRTY)."""
+        pages = size_bytes // 4096
+        bitmap = ffi.new("uint64_t[]", (pages + 63) // 64)
+        log = ffi.new("struct kvm_dirty_log *")
+        log.slot, log.dirty_bitmap = slot, bitmap
+        ioctl(self.fd, "KVM_GET_DIRTY_LOG", lib.KVM_GET_DIRTY_LOG, log)
+        return [page for page in range(pages) if bitmap[page // 64] >> (page % 64) & 1]
+
+    def enable(self, capability: int, name: str, *arguments: int) -> None:
+        """KVM_ENABLE_CAP on the machine; `name` is the capability's, for the error."""
+        request = ffi.new("struct kvm_enable_cap *")
+        request.cap = capability
+        for index, value in enumerate(arguments):
+            request.args[index] = value
+        ioctl(self.fd, f"KVM_ENABLE_CAP({name})", lib.KVM_ENABLE_CAP, request)
+
+    def split_irqchip(self, gsi_count: int) -> None:
+        """LAPICs in the kernel, nothing else; `gsi_count` GSIs are kept for user space's IOAPIC."""
+        self.enable(lib.KVM_CAP_SPLIT_IRQCHIP, "KVM_CAP_SPLIT_IRQCHIP", gsi_count)
+
+    def use_32bit_apic_ids(self) -> None:
+        """Let message and route addresses hold APIC ids above 255."""
+        flags = lib.KVM_X2APIC_API_USE_32BIT_IDS | lib.KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK
+        self.enable(lib.KVM_CAP_X2APIC_API, "KVM_CAP_X2APIC_API", flags)
+
+    def set_tss_area(self, gpa: int) -> None:
+        """KVM_SET_IDENTITY_MAP_ADDR and KVM_SET_TSS_ADDR: four pages that KVM on Intel keeps for itself."""
+        page = ffi.new("uint64_t *", gpa)
+        ioctl(self.fd, "KVM_SET_IDENTITY_MAP_ADDR", lib.KVM_SET_IDENTITY_MAP_ADDR, page)
+        ioctl(self.fd, "KVM_SET_TSS_ADDR", lib.KVM_SET_TSS_ADDR, gpa + 4096)
+
+    def set_msi_routes(self, routes: dict[int, MsiRoute]) -> None:
+        """KVM_SET_GSI_ROUTING: replace all routes by these, GSI → message."""
+        table = ffi.new("struct kvm_irq_routing *", {"entries": len(routes)})
+        table.nr = len(routes)
+        for entry, (gsi, route) in zip(table.entries[0 : len(routes)], routes.items(), strict=True):
+            entry.gsi, entry.type = gsi, lib.KVM_IRQ_ROUTING_MSI
+            entry.u.msi.address_lo = 0xFEE00000 | (route.apic_id & 0xFF) << 12
+            entry.u.msi.address_hi = route.apic_id & ~0xFF
+            entry.u.msi.data = route.vector
+        ioctl(self.fd, "KVM_SET_GSI_ROUTING", lib.KVM_SET_GSI_ROUTING, table)
+
+    def irqfd(self, eventfd: int, gsi: int, *, assign: bool = True) -> None:
+        """KVM_IRQFD: every write to `eventfd` raises `gsi`."""
+        request = ffi.new("struct kvm_irqfd *")
+        request.fd, request.gsi, request.flags = eventfd, gsi, 0 if assign else lib.KVM_IRQFD_FLAG_DEASSIGN
+        ioctl(self.fd, "KVM_IRQFD", lib.KVM_IRQFD, request)
+
+    def ioeventfd(
+        self, eventfd: int, address: int, size_bytes: int, *, port: bool = False, match: int | None = None, assign: bool = True
+    ) -> None:
+        """KVM_IOEVENTFD: guest writes of `size_bytes` to the address (or I/O port) signal `eventfd` and do not exit."""
+        request = ffi.new("struct kvm_ioeventfd *")
+        request.fd, request.addr, request.len = eventfd, address, size_bytes
+        request.flags = (lib.KVM_IOEVENTFD_FLAG_PIO if port else 0) | (0 if assign else lib.KVM_IOEVENTFD_FLAG_DEASSIGN)
+        if match is not None:
+            request.flags |= lib.KVM_IOEVENTFD_FLAG_DATAMATCH
+            request.datamatch = match
+        ioctl(self.fd, "KVM_IOEVENTFD", lib.KVM_IOEVENTFD, request)
+
+    def exit_on_msrs(self, written: Iterable[int]) -> None:
+        """Let guest writes of these MSRs exit to user space (KVM_X86_SET_MSR_FILTER).
+
+        A filter, since KVM itself claims some of these numbers for Hyper-V and would not call them unknown.
+        """
+        self.enable(lib.KVM_CAP_X86_USER_SPACE_MSR, "KVM_CAP_X86_USER_SPACE_MSR", lib.KVM_MSR_EXIT_REASON_FILTER)
+        table = ffi.new("struct kvm_msr_filter *")
+        table.flags = lib.KVM_MSR_FILTER_DEFAULT_ALLOW
+        keep = []
+        for row, number in zip(table.ranges, written, strict=False):
+            denied = ffi.new("uint8_t[1]", [0])
+            row.flags, row.nmsrs, row.base, row.bitmap = lib.KVM_MSR_FILTER_WRITE, 1, number, denied
+            keep.append(denied)
+        ioctl(self.fd, "KVM_X86_SET_MSR_FILTER", lib.KVM_X86_SET_MSR_FILTER, table)
+
+    def clock_ns(self) -> int:
+        """KVM_GET_CLOCK: the guest's kvmclock, nanoseconds."""
+        clock = ffi.new("struct kvm_clock_data *")
+        ioctl(self.fd, "KVM_GET_CLOCK", lib.KVM_GET_CLOCK, clock)
+        return int(clock.clock)
+
+    def xen_config(self, msr: int) -> None:
+        """KVM_XEN_HVM_CONFIG: KVM fills the hypercall page on a write to `msr` and exits for every hypercall."""
+        config = ffi.new("struct kvm_xen_hvm_config *")
+        config.flags, config.msr = lib.KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL, msr
+        ioctl(self.fd, "KVM_XEN_HVM_CONFIG", lib.KVM_XEN_HVM_CONFIG, config)
+
+    def xen_set_long_mode(self, enabled: bool) -> None:
+        """KVM_XEN_ATTR_TYPE_LONG_MODE: whether the shared structures have the 64-bit layout."""
+        attribute = ffi.new("struct kvm_xen_hvm_attr *")
+        attribute.type, attribute.u.long_mode = lib.KVM_XEN_ATTR_TYPE_LONG_MODE, enabled
+        ioctl(self.fd, "KVM_XEN_HVM_SET_ATTR(LONG_MODE)", lib.KVM_XEN_HVM_SET_ATTR, attribute)
+
+    def close(self) -> None:
+        """The machine ends when its vCPUs are closed too."""
+        if self.fd >= 0:
+            os.close(self.fd)
+            self.fd = -1
