@@ -1,7 +1,7 @@
 """The KVM capabilities that pyvmm uses, as a table: what each is for, and whether pyvmm can do without it."""
 
 from enum import IntFlag
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from vmm.kvm._native import lib
 
@@ -47,3 +47,12 @@ class XenFlag(IntFlag):
     RUNSTATE = lib.KVM_XEN_HVM_CONFIG_RUNSTATE
     EVTCHN_2LEVEL = lib.KVM_XEN_HVM_CONFIG_EVTCHN_2LEVEL
     EVTCHN_SEND = lib.KVM_XEN_HVM_CONFIG_EVTCHN_SEND
+
+
+class _Checker(Protocol):
+    def capability(self, number: int) -> int: ...
+
+
+def msr_filter_available(system: _Checker) -> bool:
+    """Whether guest writes of a chosen MSR can be brought to user space."""
+    return bool(system.capability(lib.KVM_CAP_X86_MSR_FILTER) and system.capability(lib.KVM_CAP_X86_USER_SPACE_MSR))

@@ -45,14 +45,16 @@ static int pyvmm_enter(int vcpu_fd, struct kvm_run *run)
 	}
 }
 
-/* Arm a CLOCK_MONOTONIC timerfd `delay_ns` from now, or disarm it with 0.  0, or -errno. */
-static int pyvmm_arm(int timer_fd, int64_t delay_ns)
+/* Arm a CLOCK_MONOTONIC timerfd `delay_ns` from now (0: disarm), then every `period_ns` (0: once).  0, or -errno. */
+static int pyvmm_arm(int timer_fd, int64_t delay_ns, int64_t period_ns)
 {
 	struct itimerspec when;
 
 	memset(&when, 0, sizeof when);
 	when.it_value.tv_sec = delay_ns / 1000000000;
 	when.it_value.tv_nsec = delay_ns % 1000000000;
+	when.it_interval.tv_sec = period_ns / 1000000000;
+	when.it_interval.tv_nsec = period_ns % 1000000000;
 	return timerfd_settime(timer_fd, 0, &when, NULL) == 0 ? 0 : -errno;
 }
 

@@ -114,7 +114,7 @@ int madvise(void *addr, size_t length, int advice);
 int timerfd_create(int clockid, int flags);
 static int pyvmm_install_kick(int number);
 static int pyvmm_enter(int vcpu_fd, struct kvm_run *run);
-static int pyvmm_arm(int timer_fd, int64_t delay_ns);
+static int pyvmm_arm(int timer_fd, int64_t delay_ns, int64_t period_ns);
 static uint64_t pyvmm_fetch_or_64(uintptr_t address, uint64_t bits);
 static uint64_t pyvmm_fetch_and_64(uintptr_t address, uint64_t bits);
 static uint32_t pyvmm_exchange_32(uintptr_t address, uint32_t expected, uint32_t wanted);

@@ -11,10 +11,10 @@ from vmm.kvm.vm import Vm
 
 
 class CpuidEntry(NamedTuple):
-    """One CPUID leaf as a guest will see it; `index` is None where the leaf has no sub-leaves."""
+    """One CPUID leaf as a guest will see it; `subleaf` is None where the leaf has no sub-leaves."""
 
     function: int
-    index: int | None
+    subleaf: int | None
     eax: int
     ebx: int
     ecx: int

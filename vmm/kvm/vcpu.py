@@ -126,8 +126,8 @@ class Vcpu:
         table = ffi.new("struct kvm_cpuid2 *", {"entries": len(entries)})
         table.nent = len(entries)
         for row, entry in zip(table.entries[0 : len(entries)], entries, strict=True):
-            row.function, row.index = entry.function, entry.index or 0
-            row.flags = 0 if entry.index is None else lib.KVM_CPUID_FLAG_SIGNIFCANT_INDEX
+            row.function, row.index = entry.function, entry.subleaf or 0
+            row.flags = 0 if entry.subleaf is None else lib.KVM_CPUID_FLAG_SIGNIFCANT_INDEX
             row.eax, row.ebx, row.ecx, row.edx = entry.eax, entry.ebx, entry.ecx, entry.edx
         ioctl(self.fd, "KVM_SET_CPUID2", lib.KVM_SET_CPUID2, table)
 

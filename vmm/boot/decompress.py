@@ -1,0 +1,156 @@
+"""The compressions of a Linux bzImage, each by its library, none allowed to grow without end.
+
+Source: Linux arch/x86/boot/compressed/Makefile and scripts/Makefile.lib (what the build appends to each stream).
+"""
+
+import bz2
+import lzma
+import zlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+MAX_IMAGE_BYTES = 1 << 30
+"""No kernel is larger; a payload that is must be a bomb."""
+
+CHUNK_BYTES = 1 << 22
+
+
+class Corrupt(Exception):
+    """The stream is not what its first bytes promise; the text says how."""
+
+
+class Compression(NamedTuple):
+    """How a payload starts, and how to unpack it in pieces."""
+
+    name: str
+    magic: bytes
+    pieces: Callable[[bytes], Iterator[bytes]]
+
+
+def _gzip(data: bytes) -> Iterator[bytes]:
+    unpacker = zlib.decompressobj(31)
+    pending = data
+    while pending and not unpacker.eof:
+        yield unpacker.decompress(pending, CHUNK_BYTES)
+        pending = unpacker.unconsumed_tail
+    if not unpacker.eof:
+        raise Corrupt("it ends too early")
+
+
+def _stream(unpacker: "bz2.BZ2Decompressor | lzma.LZMADecompressor", data: bytes) -> Iterator[bytes]:
+    piece = unpacker.decompress(data, CHUNK_BYTES)
+    while True:
+        yield piece
+        if unpacker.eof:
+            return
+        if unpacker.needs_input:
+            raise Corrupt("it ends too early")
+        piece = unpacker.decompress(b"", CHUNK_BYTES)
+
+
+def _bzip2(data: bytes) -> Iterator[bytes]:
+    return _stream(bz2.BZ2Decompressor(), data)
+
+
+def _xz(data: bytes) -> Iterator[bytes]:
+    return _stream(lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=1 << 30), data)
+
+
+def _lzma(data: bytes) -> Iterator[bytes]:
+    # The build writes the size after the stream and leaves the header's unknown: the stream ends where it says so.
+    unpacker = lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=1 << 30)
+    return _stream(unpacker, data)
+
+
+def _zstd(data: bytes) -> Iterator[bytes]:
+    import zstandard
+
+    try:
+        with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(data) as reader:
+            while piece := reader.read(CHUNK_BYTES):
+                yield piece
+    except zstandard.ZstdError as error:
+        raise Corrupt(str(error)) from None
+
+
+def _lz4(data: bytes) -> Iterator[bytes]:
+    """The legacy frame: blocks of at most 8 MiB, each after its length; the build's size word ends the list."""
+    import lz4.block
+
+    position = 4
+    while position + 4 <= len(data):
+        length = int.from_bytes(data[position : position + 4], "little")
+        block = data[position + 4 : position + 4 + length]
+        if position + 4 == len(data):
+            return  # the four bytes are the size that the build appends
+        if not length or len(block) < length:
+            raise Corrupt("it ends too early")
+        try:
+            yield lz4.block.decompress(block, uncompressed_size=8 << 20)
+        except lz4.block.LZ4BlockError as error:
+            raise Corrupt(str(error)) from None
+        position += 4 + length
+
+
+def _lzo(data: bytes) -> Iterator[bytes]:
+    """lzop's container: a header, then blocks with both their lengths and checksums, ended by a zero."""
+    import lzallright
+
+    unpacker = lzallright.LZOCompressor()
+    flags = int.from_bytes(data[17:21], "big")
+    position = 21 + 12 + (4 if flags & 0x800 else 0)  # mode, times, and the filter where there is one
+    if len(data) < position + 1:
+        raise Corrupt("its header is cut short")
+    position += 1 + data[position] + 4  # file name and header checksum
+    checksums = 4 * bool(flags & 0x1) + 4 * bool(flags & 0x100)  # of the plain block
+    packed_checksums = 4 * bool(flags & 0x2) + 4 * bool(flags & 0x200)
+    while True:
+        plain_size = int.from_bytes(data[position : position + 4], "big")
+        if position + 4 > len(data):
+            raise Corrupt("it ends too early")
+        if plain_size == 0:
+            return
+        packed_size = int.from_bytes(data[position + 4 : position + 8], "big")
+        if plain_size > 64 << 20 or packed_size > plain_size:
+            raise Corrupt("a block has an impossible length")
+        position += 8 + checksums + (packed_checksums if packed_size < plain_size else 0)
+        block = data[position : position + packed_size]
+        if len(block) < packed_size:
+            raise Corrupt("it ends too early")
+        try:
+            yield block if packed_size == plain_size else unpacker.decompress(block, plain_size)
+        except lzallright.LZOError as error:
+            raise Corrupt(str(error)) from None
+        position += packed_size
+
+
+COMPRESSIONS = (
+    Compression("gzip", b"\x1f\x8b\x08", _gzip),
+    Compression("bzip2", b"BZh", _bzip2),
+    Compression("xz", b"\xfd7zXZ\0", _xz),
+    Compression("lz4", b"\x02\x21\x4c\x18", _lz4),
+    Compression("zstd", b"\x28\xb5\x2f\xfd", _zstd),
+    Compression("lzo", b"\x89LZO\0\r\n\x1a\n", _lzo),
+    Compression("lzma", b"\x5d\0\0", _lzma),
+)
+
+
+def decompress(data: bytes, limit_bytes: int = MAX_IMAGE_BYTES) -> bytes:
+    """The plain bytes of a payload in any of these compressions.  Corrupt where it is none, broken, or too large."""
+    for compression in COMPRESSIONS:
+        if data.startswith(compression.magic):
+            break
+    else:
+        raise Corrupt(f"its first bytes, {data[:4].hex(' ')}, are no compression that Linux uses")
+    pieces, total = [], 0
+    try:
+        for piece in compression.pieces(data):
+            total += len(piece)
+            if total > limit_bytes:
+                raise Corrupt(f"its {compression.name} stream grows beyond {limit_bytes >> 20} MiB")
+            pieces.append(piece)
+    except (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, MemoryError) as error:
+        raise Corrupt(f"its {compression.name} stream is broken: {error}") from None
+    except Corrupt as error:
+        raise Corrupt(f"its {compression.name} stream is broken: {error}") from None
+    return b"".join(pieces)

@@ -1,0 +1,121 @@
+"""Laying a PVH guest out in its memory: segments, modules, command line, start_info.
+
+Source: xen/docs/misc/pvh.pandoc, xen/include/public/arch-x86/hvm/start_info.h.
+"""
+
+from typing import NamedTuple, Protocol
+
+from vmm.boot.elf import ElfImage
+from vmm.boot.errors import ImageError
+from vmm.xenabi.constants import E820, PAGE_BYTES
+from vmm.xenabi.interfaces import MemmapEntry
+from vmm.xenabi.structs import HvmMemmapEntry, HvmModlistEntry, HvmStartInfo
+
+START_INFO_MAGIC = 0x336EC578
+MAX_COMMAND_LINE_BYTES = 4096
+LINUX_COMMAND_LINE_BYTES = 2048
+
+
+class Memory(Protocol):
+    """Guest memory, as a loader needs it."""
+
+    def write(self, gpa: int, data: bytes | memoryview) -> None: ...
+    def view(self, gpa: int, size_bytes: int) -> memoryview: ...
+    def map(self) -> list[MemmapEntry]: ...
+    @property
+    def low_ram_bytes(self) -> int: ...
+
+
+class Module(NamedTuple):
+    """A file that the guest is given: the initrd is the first."""
+
+    name: str
+    data: memoryview
+    command_line: str = ""
+
+
+class Entry(NamedTuple):
+    """How the guest starts: 32-bit flat protected mode at `eip`, with start_info's address in EBX."""
+
+    eip: int
+    ebx: int
+
+
+def _page_up(value: int) -> int:
+    return -(-value // PAGE_BYTES) * PAGE_BYTES
+
+
+class _Placer:
+    """Hands out low RAM above the image, upwards."""
+
+    def __init__(self, start: int, end: int) -> None:
+        self._next = _page_up(start)
+        self._end = end
+
+    def take(self, size_bytes: int, what: str) -> int:
+        start = self._next
+        if start + size_bytes > self._end:
+            raise ImageError(
+                f"{what} ({size_bytes >> 10} KiB) does not fit into the guest's memory below {self._end:#x} behind the image; "
+                "give the guest more with --memory"
+            )
+        self._next = _page_up(start + size_bytes)
+        return start
+
+
+def load(memory: Memory, image: ElfImage, command_line: str, modules: list[Module], rsdp: int) -> Entry:
+    """Copy everything to its place.  ImageError where something does not fit."""
+    usable = [entry for entry in memory.map() if entry.kind == E820.RAM]
+    for segment in image.segments:
+        if not any(
+            entry.start <= segment.gpa and segment.end <= entry.start + entry.size_bytes for entry in usable
+        ):
+            raise ImageError(
+                f"{image.name} wants {segment.gpa:#x}-{segment.end:#x}, which is not RAM of this guest; "
+                "give the guest more with --memory"
+            )
+        start, size = segment.file_offset, segment.file_bytes
+        with memoryview(image.data) as whole:
+            memory.view(segment.gpa, size)[:] = whole[start : start + size]
+    low_end = max((segment.end for segment in image.segments if segment.end <= memory.low_ram_bytes), default=0)
+    placer = _Placer(max(low_end, 0x100000), memory.low_ram_bytes)
+    listed = b""
+    for module in modules:
+        gpa = placer.take(len(module.data), module.name)
+        memory.write(gpa, module.data)
+        text_gpa = 0
+        if module.command_line:
+            text_gpa = _put_text(memory, placer, module.command_line, f"the command line of {module.name}")
+        listed += HvmModlistEntry(paddr=gpa, size=len(module.data), cmdline_paddr=text_gpa).pack()
+    text_gpa = _put_text(memory, placer, command_line, "the kernel command line")
+    table = b"".join(
+        HvmMemmapEntry(addr=entry.start, size=entry.size_bytes, type=entry.kind).pack() for entry in memory.map()
+    )
+    info_gpa = placer.take(HvmStartInfo.sizeof() + len(listed) + len(table), "start_info")
+    list_gpa = info_gpa + HvmStartInfo.sizeof()
+    info = HvmStartInfo(
+        magic=START_INFO_MAGIC,
+        version=1,
+        nr_modules=len(modules),
+        modlist_paddr=list_gpa if modules else 0,
+        cmdline_paddr=text_gpa,
+        rsdp_paddr=rsdp,
+        memmap_paddr=list_gpa + len(listed),
+        memmap_entries=len(memory.map()),
+    )
+    memory.write(info_gpa, info.pack() + listed + table)
+    return Entry(image.entry, info_gpa)
+
+
+def _put_text(memory: Memory, placer: _Placer, text: str, what: str) -> int:
+    try:
+        data = text.encode() + b"\0"
+    except UnicodeEncodeError:
+        raise ImageError(f"{what} is not valid text") from None
+    if b"\0" in data[:-1]:
+        raise ImageError(f"{what} holds a zero byte")
+    if len(data) > MAX_COMMAND_LINE_BYTES:
+        raise ImageError(f"{what} is {len(data) - 1} bytes long; at most {MAX_COMMAND_LINE_BYTES - 1} fit")
+    gpa = placer.take(len(data), what)
+    memory.write(gpa, data)
+    return gpa

@@ -1,0 +1,127 @@
+"""The commands: parse, call, print.  No logic of its own."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from vmm import log
+from vmm.config import DomainConfig, parse_size, parse_xen_version
+from vmm.errors import ExitStatus, PyvmmError, UsageError
+from vmm.xenabi.transport import Transport
+
+EPILOG = """exit status of run:
+  0  the guest powered off, or asked for a reboot
+  1  failed (a bad image, say)
+  2  usage
+  3  the guest crashed
+  4  the guest was stopped by --timeout
+  5  this host cannot run it
+"""
+
+
+class _Parser(argparse.ArgumentParser):
+    """Answers bad input with one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see {self.prog} --help)")
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="pyvmm",
+        description="Boot unmodified Linux kernels as Xen PVH guests on KVM.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"pyvmm {_version()}" if "--version" in sys.argv else "")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    run = commands.add_parser(
+        "run",
+        help="start a guest and wait for its end",
+        description="Start a guest and wait for its end.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    run.add_argument("--pvh", action="store_true", help="enter the image by its PVH entry point (the default)")
+    run.add_argument("image", metavar="IMAGE", type=Path, help="a vmlinux, bzImage or other ELF image with a PVH entry")
+    run.add_argument("--initrd", metavar="FILE", type=Path, help="the initramfs, as the guest's first module")
+    run.add_argument("--append", metavar="TEXT", default="", help="the kernel command line")
+    run.add_argument("-m", "--memory", metavar="SIZE", default="512M", help="RAM: 512 or 512M, 2G (default 512M)")
+    run.add_argument("-c", "--vcpus", metavar="N", type=int, default=1, help="virtual CPUs (default 1)")
+    run.add_argument("--name", default="guest", help="the domain's name in logs")
+    run.add_argument("--console", metavar="WHERE", default="stdio", help="stdio, file:PATH or none")
+    run.add_argument(
+        "--transport",
+        choices=["auto", *(item.value for item in Transport)],
+        default="auto",
+        help="how hypercalls leave the guest (`pyvmm doctor IMAGE` says what auto takes)",
+    )
+    run.add_argument("--timeout", metavar="SECONDS", type=float, help="stop the guest after this long")
+    run.add_argument("--xen-version", metavar="X.Y.Z", default="4.17.7", help="the Xen that the guest is shown")
+    run.add_argument("--log-level", choices=log.LEVELS, default="warning")
+    run.add_argument("--log-json", action="store_true", help="log lines as JSON")
+
+    doctor = commands.add_parser("doctor", help="say what this host offers, and what to do about what it lacks")
+    doctor.add_argument("image", metavar="IMAGE", type=Path, nargs="?", help="say which transport this image would get")
+    doctor.add_argument("--json", action="store_true", help="print JSON")
+    return parser
+
+
+def _version() -> str:
+    from importlib.metadata import version
+
+    return version("pyvmm")
+
+
+def _config(options: argparse.Namespace) -> DomainConfig:
+    return DomainConfig(
+        image=options.image,
+        initrd=options.initrd,
+        command_line=options.append,
+        memory_bytes=parse_size(options.memory),
+        vcpus=options.vcpus,
+        name=options.name,
+        console=options.console,
+        transport=None if options.transport == "auto" else Transport(options.transport),
+        xen_version=parse_xen_version(options.xen_version),
+    ).checked()
+
+
+def _run(options: argparse.Namespace) -> int:
+    from vmm.run import run_guest
+
+    if options.timeout is not None and not 0 < options.timeout < threading_limit():
+        raise UsageError(f"--timeout takes seconds above 0, not {options.timeout:g}")
+    log.configure(options.log_level, json=options.log_json)
+    return run_guest(_config(options), options.timeout)
+
+
+def threading_limit() -> float:
+    """The longest wait that Python's threads can do, seconds."""
+    import threading
+
+    return threading.TIMEOUT_MAX
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from vmm.doctor import diagnose, print_json, print_text
+
+    checks = diagnose(options.image)
+    (print_json if options.json else print_text)(checks)
+    return 0 if all(check.ok or not check.required for check in checks) else ExitStatus.UNSUPPORTED_HOST
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The console script; returns the exit status."""
+    try:
+        options = _parser().parse_args(arguments)
+        return _run(options) if options.command == "run" else _doctor(options)
+    except PyvmmError as error:
+        print(f"pyvmm: {error}", file=sys.stderr)
+        return int(error.exit_status)
+    except KeyboardInterrupt:
+        return int(ExitStatus.INTERRUPTED)
+    except BrokenPipeError:
+        return int(ExitStatus.FAILED)

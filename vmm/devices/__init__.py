@@ -1,0 +1,1 @@
+"""What a guest sees as devices, and their back ends."""

@@ -1,0 +1,125 @@
+"""The PV console: its ring, and where the output goes.  Source: xen/include/public/io/console.h."""
+
+import os
+import struct
+import threading
+from collections.abc import Callable
+from typing import Protocol
+
+from vmm import log
+from vmm.errors import PyvmmError, UsageError
+
+IN_BYTES, OUT_BYTES = 1024, 2048
+_OUT = IN_BYTES
+_IN_CONS, _IN_PROD, _OUT_CONS, _OUT_PROD = (IN_BYTES + OUT_BYTES + 4 * index for index in range(4))
+_U32 = struct.Struct("<I")
+
+
+class Page(Protocol):
+    """The ring's page."""
+
+    def read(self, offset_bytes: int, size_bytes: int) -> bytes: ...
+    def write(self, offset_bytes: int, data: bytes) -> None: ...
+
+
+class ConsoleRing:
+    """The back end's view of a console ring.  Each index is read once; one that lies breaks the ring for good."""
+
+    def __init__(self, page: Page) -> None:
+        self._page = page
+        self.broken = False
+
+    def _index(self, offset: int) -> int:
+        return int(_U32.unpack(self._page.read(offset, 4))[0])
+
+    def take_output(self) -> bytes:
+        """All that the guest has written since last time."""
+        consumed, produced = self._index(_OUT_CONS), self._index(_OUT_PROD)
+        waiting = (produced - consumed) & 0xFFFF_FFFF
+        if waiting > OUT_BYTES:
+            self.broken = True
+        if self.broken or not waiting:
+            return b""
+        start = consumed % OUT_BYTES
+        first = min(waiting, OUT_BYTES - start)
+        data = self._page.read(_OUT + start, first) + self._page.read(_OUT, waiting - first)
+        self._page.write(_OUT_CONS, _U32.pack(produced))
+        return data
+
+    def put_input(self, data: bytes) -> int:
+        """Hand input to the guest: how many bytes there was room for."""
+        consumed, produced = self._index(_IN_CONS), self._index(_IN_PROD)
+        used = (produced - consumed) & 0xFFFF_FFFF
+        if used > IN_BYTES:
+            self.broken = True
+        if self.broken:
+            return 0
+        accepted = data[: IN_BYTES - used]
+        for index, byte in enumerate(accepted):
+            self._page.write((produced + index) % IN_BYTES, bytes([byte]))
+        self._page.write(_IN_PROD, _U32.pack((produced + len(accepted)) & 0xFFFF_FFFF))
+        return len(accepted)
+
+
+class ConsoleSink:
+    """Where console output goes.  Writers from any thread; `_lock` keeps their pieces whole."""
+
+    def __init__(self, fd: int | None, *, owned: bool = False) -> None:
+        self._fd = fd
+        self._owned = owned
+        self._lock = threading.Lock()
+
+    @classmethod
+    def open(cls, spec: str) -> "ConsoleSink":
+        """From `stdio`, `none` or `file:PATH`.  UsageError, PyvmmError."""
+        kind, _, path = spec.partition(":")
+        if spec == "stdio":
+            return cls(1)
+        if spec == "none":
+            return cls(None)
+        if kind == "file" and path:
+            try:
+                return cls(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666), owned=True)
+            except OSError as error:
+                raise PyvmmError(f"cannot write the console to {path}: {error.strerror}") from None
+        raise UsageError(f"--console takes stdio, none or file:PATH, not {spec!r}")
+
+    def write(self, data: bytes) -> None:
+        """All of it, in order; a reader that is gone makes later output vanish, once logged."""
+        with self._lock:
+            view = memoryview(data)
+            while view and self._fd is not None:
+                try:
+                    view = view[os.write(self._fd, view) :]
+                except BlockingIOError:
+                    os.set_blocking(self._fd, True)
+                except OSError as error:
+                    log.get(__name__).warning("console output is lost from here on", reason=error.strerror)
+                    self.close()
+
+    def close(self) -> None:
+        if self._fd is not None and self._owned:
+            os.close(self._fd)
+        self._fd = None
+
+
+class Console:
+    """The back end: moves bytes from the ring to the sink.  Owned by the thread of the loop that calls `on_event`."""
+
+    def __init__(self, page: Page, sink: ConsoleSink, notify_guest: Callable[[], None]) -> None:
+        self._ring = ConsoleRing(page)
+        self._sink = sink
+        self._notify_guest = notify_guest
+        self._reported = False
+
+    def on_event(self) -> None:
+        """The guest has rung: take what is there, and ring back since there is room again."""
+        moved = False
+        while data := self._ring.take_output():
+            self._sink.write(data)
+            moved = True
+        if self._ring.broken and not self._reported:
+            self._reported = True
+            log.get(__name__).warning("the guest broke its console ring; the console is closed")
+        elif moved:
+            self._notify_guest()

@@ -1,0 +1,254 @@
+"""Domain: RAM, vCPUs, event channels, grants and devices, composed from feature flags.
+
+Everything that starts and ends a domain lives here.  `_lock` guards its outcome; each part owns its own state.
+"""
+
+import threading
+import uuid
+from collections import Counter
+from typing import NamedTuple
+
+from vmm.boot import acpi, pvh
+from vmm.boot.elf import ElfImage
+from vmm.boot.hypercall_sites import Site
+from vmm.config import DomainConfig
+from vmm.devices.acpi_pm import AcpiPm
+from vmm.devices.console import Console, ConsoleSink
+from vmm.devices.ports import Ports
+from vmm.eventloop import EventLoop
+from vmm.features import Feature, named
+from vmm.guest_cpuid import guest_cpuid
+from vmm.kvm import MsiRoute, System, allow_kicks
+from vmm.kvm.capabilities import msr_filter_available
+from vmm.memory import GuestMemory
+from vmm.vcpu import Vcpu
+from vmm.xenabi.constants import E820, HYPERCALL_MSR, PAGE_BYTES, HvmParam, ShutdownReason
+from vmm.xenabi.cstruct import Abi
+from vmm.xenabi.evtchn import EventChannels, TwoLevelLayout
+from vmm.xenabi.grants import MAX_FRAMES, GrantTable
+from vmm.xenabi.hypercalls import dispatch
+from vmm.xenabi.interfaces import Call, Domid, Gfn, Gpa, Identity, Port
+from vmm.xenabi.transport import Transport, patch_for
+
+MSR_KVM_WALL_CLOCK_NEW = 0x4B56_4D00
+SPECIAL_PAGES_START, SPECIAL_PAGES = 0xFEFF_8000, 8
+STORE_GFN, CONSOLE_GFN = Gfn(0xFEFFC), Gfn(0xFEFFF)
+INTEL_TSS_AREA = 0xFEFF_0000
+SHARED_INFO_PAGE, FIRST_GRANT_PAGE = 0, 1
+XEN_PAGES = FIRST_GRANT_PAGE + MAX_FRAMES
+BACKEND_DOMID = Domid(0)
+
+
+class Outcome(NamedTuple):
+    """How a domain ended: the reason, and for a crash a sentence and a report."""
+
+    reason: ShutdownReason
+    text: str = ""
+    report: tuple[str, ...] = ()
+
+
+class Domain:
+    """One domain.  Built by `Hypervisor.create_domain`; `start`, `wait`, `stop`, `close` in that order."""
+
+    def __init__(self, system: System, domid: Domid, config: DomainConfig, sink: ConsoleSink, transport: Transport) -> None:
+        self.kind = named(config.features)
+        self.domid = domid
+        self.config = config
+        self.transport = transport
+        self.handle = uuid.uuid4().bytes
+        self.privileged = Feature.PRIVILEGED in config.features
+        self.identity = _identity(config)
+        self.hvm_params: dict[int, int] = {}
+        self.shutdown_reason: ShutdownReason | None = None
+        self.unknown_hypercalls: Counter[str] = Counter()
+        self.hypercall_page_asked = False
+        self.hypercalls = 0
+        self.console_write = sink.write
+        self.outcome: Outcome | None = None
+        self._ended = threading.Event()
+        self._stopped = False
+        self._console: Console | None = None
+        self._lock = threading.Lock()
+        self._routes: dict[int, MsiRoute] = {}
+        self.vcpus: list[Vcpu] = []
+        self._loops = self._timers, self._console_loop = (
+            EventLoop(f"{config.name}-timers"),
+            EventLoop(f"{config.name}-console"),
+        )
+        self.vm = system.create_vm()
+        self.memory = GuestMemory(self.vm, XEN_PAGES)
+        try:
+            self._build(system, sink)
+        except BaseException:
+            self.close()
+            raise
+
+    def _build(self, system: System, sink: ConsoleSink) -> None:
+        config, vm = self.config, self.vm
+        allow_kicks()
+        vm.set_tss_area(INTEL_TSS_AREA)
+        vm.split_irqchip(0)
+        if self.transport is Transport.KVM_XEN:
+            vm.xen_config(HYPERCALL_MSR)
+        elif msr_filter_available(system):
+            vm.exit_on_msrs([HYPERCALL_MSR])
+        self.memory.add_ram(config.memory_bytes)
+        self.memory.add_special(acpi.ACPI_BASE, acpi.ACPI_BYTES, E820.ACPI, acpi.ACPI_USED_BYTES)
+        self.memory.write(acpi.ACPI_BASE, acpi.build(config.vcpus))
+        self.memory.add_special(SPECIAL_PAGES_START, SPECIAL_PAGES * PAGE_BYTES, E820.RESERVED)
+        supported = system.supported_cpuid()
+        for index in range(config.vcpus):
+            vcpu = Vcpu(self, index, vm.create_vcpu(acpi.apic_id(index)))
+            self.vcpus.append(vcpu)
+            vcpu.kvm.set_cpuid(
+                guest_cpuid(
+                    supported,
+                    vcpu=index,
+                    vcpus=config.vcpus,
+                    domid=self.domid,
+                    version=config.xen_version[:2],
+                    tsc_khz=vcpu.kvm.tsc_khz(),
+                )
+            )
+            vm.irqfd(vcpu.upcall_fd, index)
+            for timer in (vcpu.singleshot, vcpu.periodic):
+                self._timers.watch(timer.fd, timer.on_readable)
+        self.events = EventChannels(self.vcpus)
+        self.grants = GrantTable(FIRST_GRANT_PAGE)
+        self.ports = Ports()
+        power = AcpiPm(
+            acpi.PM1A_EVENT_PORT,
+            acpi.PM1A_CONTROL_PORT,
+            acpi.GPE0_PORT,
+            acpi.RESET_PORT,
+            {acpi.S5_SLEEP_TYPE: lambda: self.shutdown(ShutdownReason.poweroff)},
+            lambda: self.shutdown(ShutdownReason.reboot),
+        )
+        self.ports.own(power, *power.ranges)
+        self._connect_console(sink)
+
+    def _connect_console(self, sink: ConsoleSink) -> None:
+        self.events.alloc_unbound(BACKEND_DOMID)  # xenstore's, as the toolstack allocates them: port 1, then the console's
+        port = self.events.alloc_unbound(BACKEND_DOMID)
+        page = self.memory.shared(CONSOLE_GFN * PAGE_BYTES, PAGE_BYTES)
+        console = self._console = Console(page, sink, lambda: self.events.deliver(port))
+        self.events.connect(port, BACKEND_DOMID, Port(0), lambda: self._console_loop.post(console.on_event))
+        self.hvm_params[HvmParam.CONSOLE_PFN] = CONSOLE_GFN
+        self.hvm_params[HvmParam.CONSOLE_EVTCHN] = port
+
+    def load(self, image: ElfImage, modules: list[pvh.Module], sites: list[Site]) -> None:
+        """Put an image into memory and the first vCPU at its entry.  ImageError."""
+        entry = pvh.load(self.memory, image, self.config.command_line, modules, acpi.RSDP_ADDRESS)
+        for site in sites:
+            self.memory.write(site.gpa, patch_for(site.instruction))
+        self.vcpus[0].enter_flat(entry.eip, entry.ebx)
+
+    # ------------------------------------------------------------------------------- running, ending
+
+    def start(self) -> None:
+        """Let the guest run."""
+        for loop in self._loops:
+            loop.start()
+        for vcpu in self.vcpus:
+            vcpu.start()
+
+    def wait(self, timeout_s: float | None = None) -> Outcome | None:
+        """How the domain ended, or None where it still runs after the timeout."""
+        self._ended.wait(timeout_s)
+        return self.outcome
+
+    def shutdown(self, reason: ShutdownReason) -> None:
+        """The guest ends itself; its vCPUs stop."""
+        if self.shutdown_reason is not None and reason is ShutdownReason.poweroff:
+            reason = self.shutdown_reason
+        text = "the guest's own kernel says that it crashed" if reason is ShutdownReason.crash else ""
+        self._end(Outcome(reason, text))
+
+    def crash(self, reason: str, vcpu_id: int | None = None) -> None:
+        """End the domain for what it did; with the registers where its own vCPU says so."""
+        report = self.vcpus[vcpu_id].report() if vcpu_id is not None else []
+        self._end(Outcome(ShutdownReason.crash, reason, tuple(report)))
+
+    def _end(self, outcome: Outcome) -> None:
+        with self._lock:
+            if self.outcome is None:
+                self.outcome = outcome
+        for vcpu in self.vcpus:
+            vcpu.stop()
+        self._ended.set()
+
+    def stop(self) -> None:
+        """Stop every vCPU and let the devices finish what they were given."""
+        for vcpu in self.vcpus:
+            vcpu.stop()
+        for vcpu in self.vcpus:
+            vcpu.join()
+        if self._stopped:
+            return
+        self._stopped = True
+        if self._console:
+            self._console_loop.post(self._console.on_event)
+        for loop in self._loops:
+            loop.stop()
+
+    def close(self) -> None:
+        """Stop, and release all that the domain holds."""
+        self.stop()
+        for vcpu in self.vcpus:
+            vcpu.close()
+        self.vcpus = []
+        self.vm.close()
+        self.memory.close()
+
+    # --------------------------------------------------------------------- what hypercalls ask of it
+
+    def hypercall(self, call: Call) -> int:
+        """Carry out one hypercall: what RAX gets."""
+        self.hypercalls += 1
+        return dispatch(call)
+
+    def system_time_ns(self) -> int:
+        """The guest's system time."""
+        return self.vm.clock_ns()
+
+    def route_upcall(self, vcpu_id: int, vector: int) -> None:
+        """Send a vCPU's upcalls to a vector at its LAPIC."""
+        with self._lock:
+            self._routes[vcpu_id] = MsiRoute(acpi.apic_id(vcpu_id), vector)
+            self.vm.set_msi_routes(self._routes)
+
+    def place_shared_info(self, gfn: Gfn, abi: Abi) -> None:
+        """Show the shared info page at `gfn`, where KVM then keeps its clocks."""
+        self.memory.place_xen_page(gfn, SHARED_INFO_PAGE)
+        page = self.memory.xen_page(SHARED_INFO_PAGE)
+        self.events.attach(page, abi)
+        base = gfn * PAGE_BYTES
+        for vcpu in self.vcpus:
+            vcpu.use_shared_info(Gpa(base))
+        wall_clock = base + TwoLevelLayout(abi).wall_clock_offset
+        self.vcpus[0].post(lambda: self.vcpus[0].kvm.set_msr(MSR_KVM_WALL_CLOCK_NEW, wall_clock))
+
+    def why_no_hypercalls(self) -> str | None:
+        """A sentence where the guest never made a hypercall though it could have been one of Xen's."""
+        if self.hypercalls or self.transport is not Transport.PAGE:
+            return None
+        if self.hypercall_page_asked:
+            return "the guest asked for the hypercall page but never called into it"
+        return (
+            "the guest never asked for the hypercall page and has no vmcall that could be patched, so none of its "
+            "hypercalls can have reached pyvmm; a host whose KVM has KVM_XEN needs neither"
+        )
+
+
+def _identity(config: DomainConfig) -> Identity:
+    version = config.xen_version
+    name = f"xen-{version.major}.0" if version.major != 4 else "xen-3.0"
+    return Identity(
+        *version,
+        compiler="pyvmm",
+        compiled_by="pyvmm",
+        compile_domain="",
+        compile_date="",
+        capabilities=f"{name}-x86_64 hvm-3.0-x86_32 hvm-3.0-x86_32p hvm-3.0-x86_64 ",
+        changeset="",
+    )

@@ -1,0 +1,70 @@
+"""A thread that waits for descriptors and runs callbacks: the owner of a device's or timer's state."""
+
+import os
+import select
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from vmm import log
+
+Callback = Callable[[], None]
+
+
+class EventLoop:
+    """One thread with an epoll set.  All callbacks run in it; `post`, `watch` and `stop` may be called from any thread."""
+
+    def __init__(self, name: str) -> None:
+        self._epoll = select.epoll()
+        self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._epoll.register(self._wake, select.EPOLLIN)
+        self._readers: dict[int, Callback] = {}
+        self._posted: deque[Callback] = deque()
+        self._running = True
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def post(self, callback: Callback) -> None:
+        """Run a callback soon."""
+        self._posted.append(callback)
+        os.eventfd_write(self._wake, 1)
+
+    def watch(self, fd: int, callback: Callback) -> None:
+        """Run a callback whenever `fd` can be read."""
+        self._readers[fd] = callback
+        self._epoll.register(fd, select.EPOLLIN)
+
+    def unwatch(self, fd: int) -> None:
+        if self._readers.pop(fd, None) is not None:
+            self._epoll.unregister(fd)
+
+    def _run(self) -> None:
+        while self._running:
+            for fd, _ in self._epoll.poll():
+                if fd == self._wake:
+                    os.eventfd_read(self._wake)
+                    while self._posted:
+                        self._call(self._posted.popleft())
+                elif callback := self._readers.get(fd):
+                    self._call(callback)
+
+    def _call(self, callback: Callback) -> None:
+        try:
+            callback()
+        except Exception as error:  # a fault of pyvmm's: say so, and let the other devices go on
+            log.get(__name__).exception("callback failed", thread=self._thread.name, error=str(error))
+
+    def stop(self) -> None:
+        """Run what has been posted, end the thread, and release the descriptors."""
+        if self._running:
+            self.post(self._finish)
+            if self._thread.is_alive() and threading.current_thread() is not self._thread:
+                self._thread.join()
+            self._running = False
+            self._epoll.close()
+            os.close(self._wake)
+
+    def _finish(self) -> None:
+        self._running = False

@@ -1,0 +1,86 @@
+"""Hypervisor: the domains of one process by domid, and the choice of how their hypercalls arrive."""
+
+import threading
+
+from vmm.boot.elf import ElfImage
+from vmm.boot.hypercall_sites import Site, find_sites
+from vmm.boot.pvh import Module
+from vmm.config import DomainConfig
+from vmm.devices.console import ConsoleSink
+from vmm.domain import Domain
+from vmm.errors import HostError, PyvmmError
+from vmm.kvm import System, XenFlag
+from vmm.kvm.capabilities import msr_filter_available
+from vmm.xenabi.constants import DOMID_FIRST_RESERVED
+from vmm.xenabi.interfaces import Domid
+from vmm.xenabi.transport import Transport
+
+
+class HypercallPlan:
+    """The transport that an image gets on a host, and the instructions to patch for it."""
+
+    def __init__(self, transport: Transport, sites: list[Site]) -> None:
+        self.transport = transport
+        self.sites = sites
+
+
+def plan_hypercalls(system: System, image: ElfImage, wanted: Transport | None) -> HypercallPlan:
+    """Choose a transport, or check the one that the user forces.  HostError, PyvmmError."""
+    xen = XenFlag.INTERCEPT_HCALL in system.xen_flags()
+    filters = msr_filter_available(system)
+    if wanted is Transport.KVM_XEN or (wanted is None and xen):
+        if not xen:
+            raise HostError("--transport kvm-xen needs a KVM with CONFIG_KVM_XEN, which this host's has not; use `auto`")
+        return HypercallPlan(Transport.KVM_XEN, [])
+    if wanted is Transport.PAGE:
+        if not filters:
+            raise HostError("--transport page needs KVM_CAP_X86_MSR_FILTER (Linux 5.10), which this host's KVM has not")
+        return HypercallPlan(Transport.PAGE, [])
+    sites = find_sites(image)
+    if sites:
+        return HypercallPlan(Transport.PATCH, sites)
+    if wanted is Transport.PATCH:
+        raise PyvmmError(f"--transport patch: {image.name} has no vmcall and vmmcall in the shape that can be patched; use `auto`")
+    if not filters:
+        raise HostError(
+            f"{image.name} needs a hypercall page, and this host's KVM has neither KVM_XEN nor KVM_CAP_X86_MSR_FILTER"
+        )
+    return HypercallPlan(Transport.PAGE, [])
+
+
+class Hypervisor:
+    """Domains by domid, all in this process.  `_lock` guards the table."""
+
+    def __init__(self, system: System) -> None:
+        system.require()
+        self.system = system
+        self._lock = threading.Lock()
+        self._domains: dict[Domid, Domain] = {}
+        self._next_domid = 1
+
+    def create_domain(
+        self, config: DomainConfig, image: ElfImage, modules: list[Module], sink: ConsoleSink
+    ) -> Domain:
+        """Build a domain, ready to start.  PyvmmError."""
+        plan = plan_hypercalls(self.system, image, config.transport)
+        with self._lock:
+            if self._next_domid >= DOMID_FIRST_RESERVED:
+                raise PyvmmError("this hypervisor has used up all of its domids")
+            domid = Domid(self._next_domid)
+            self._next_domid += 1
+        domain = Domain(self.system, domid, config, sink, plan.transport)
+        try:
+            domain.load(image, modules, plan.sites)
+        except BaseException:
+            domain.close()
+            raise
+        with self._lock:
+            self._domains[domid] = domain
+        return domain
+
+    def close(self) -> None:
+        """Stop and release every domain."""
+        with self._lock:
+            domains, self._domains = list(self._domains.values()), {}
+        for domain in domains:
+            domain.close()

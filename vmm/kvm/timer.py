@@ -1,0 +1,43 @@
+"""Host timers as timerfds: armed from any thread without waking one, expiring in the loop that watches them."""
+
+import os
+from collections.abc import Callable
+
+from vmm.kvm._native import lib
+from vmm.kvm.errors import KvmError, fail
+
+MAX_DELAY_NS = 1 << 62
+
+
+class Timer:
+    """One timer.  `fired` is called in the watching loop's thread."""
+
+    def __init__(self, fired: Callable[[], None]) -> None:
+        self.fd: int = lib.timerfd_create(lib.CLOCK_MONOTONIC, lib.TFD_CLOEXEC | lib.TFD_NONBLOCK)
+        if self.fd < 0:
+            fail("timerfd_create")
+        self._fired = fired
+
+    def arm(self, delay_ns: int, period_ns: int = 0) -> None:
+        """Expire once after a delay (at once where it is past), and then every period where one is given."""
+        self._set(min(max(delay_ns, 1), MAX_DELAY_NS), min(period_ns, MAX_DELAY_NS))
+
+    def disarm(self) -> None:
+        """Do not expire any more."""
+        self._set(0, 0)
+
+    def _set(self, delay_ns: int, period_ns: int) -> None:
+        result: int = lib.pyvmm_arm(self.fd, delay_ns, period_ns)
+        if result < 0:
+            raise KvmError("timerfd_settime", -result)
+
+    def on_readable(self) -> None:
+        """The loop's callback."""
+        try:
+            os.read(self.fd, 8)
+        except BlockingIOError:
+            return  # disarmed meanwhile
+        self._fired()
+
+    def close(self) -> None:
+        os.close(self.fd)

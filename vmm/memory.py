@@ -1,0 +1,231 @@
+"""Guest-physical memory: regions that know their backing, checked access, and pages that come and go.
+
+Writers of the region list (the domain's creation, hypercalls that place pages) hold `_lock`; readers take the list as it
+is, which is never changed in place.  A region, once there, stays until the domain ends, so no access can fault.
+"""
+
+import errno
+import threading
+from bisect import bisect_right
+
+from vmm.errors import PyvmmError
+from vmm.kvm import PAGE_BYTES, HostMemory, KvmError, PageFile, SlotFlag, Vm
+from vmm.xenabi.constants import E820
+from vmm.xenabi.interfaces import Gfn, Gpa, MemmapEntry, XenError
+
+GIB = 1 << 30
+LOW_RAM_END = 0xF000_0000
+"""Where RAM below 4 GiB ends at the latest (Xen: HVM_BELOW_4G_MMIO_START)."""
+
+HIGH_RAM_START = 4 * GIB
+BIOS_AREA = (0xA0000, 0x100000)
+WINDOW_BYTES = 2 << 20
+MAX_WINDOWS = 512
+ADDRESS_LIMIT = 1 << 40
+
+
+class MemoryFault(PyvmmError):
+    """No guest memory at an address."""
+
+
+class Region:
+    """A stretch of guest memory: where it is, its host mapping, and its slot in KVM."""
+
+    __slots__ = ("end", "host", "slot", "start")
+
+    def __init__(self, start: int, host: HostMemory, slot: int) -> None:
+        self.start = start
+        self.end = start + host.size_bytes
+        self.host = host
+        self.slot = slot
+
+
+class SharedBytes:
+    """A piece of guest memory that hypervisor and guest both change; stays valid as long as its domain."""
+
+    __slots__ = ("_host", "_offset", "size_bytes")
+
+    def __init__(self, host: HostMemory, offset_bytes: int, size_bytes: int) -> None:
+        self._host = host
+        self._offset = offset_bytes
+        self.size_bytes = size_bytes
+
+    def read(self, offset_bytes: int, size_bytes: int) -> bytes:
+        start = self._offset + offset_bytes
+        return bytes(self._host.view[start : start + size_bytes])
+
+    def write(self, offset_bytes: int, data: bytes) -> None:
+        start = self._offset + offset_bytes
+        self._host.view[start : start + len(data)] = data
+
+    def fetch_or_64(self, offset_bytes: int, bits: int) -> int:
+        return self._host.fetch_or_64(self._offset + offset_bytes, bits)
+
+    def fetch_and_64(self, offset_bytes: int, bits: int) -> int:
+        return self._host.fetch_and_64(self._offset + offset_bytes, bits)
+
+
+class GuestMemory:
+    """One domain's guest-physical address space, shown to KVM as memory slots."""
+
+    def __init__(self, vm: Vm, xen_pages: int) -> None:
+        self._vm = vm
+        self._lock = threading.Lock()
+        self._regions: list[Region] = []
+        self._starts: list[int] = []
+        self._map: list[MemmapEntry] = []
+        self._windows = 0
+        self._ram_bytes = 0
+        self._maximum_gfn = Gfn(0)
+        # Xen's own pages: the hypervisor sees them here, the guest where it asks for them.
+        self._xen_file = PageFile("pyvmm-xen-pages", xen_pages)
+        self.xen_pages = HostMemory(xen_pages * PAGE_BYTES, file=self._xen_file)
+        self._placed: dict[int, Gfn] = {}
+
+    # ------------------------------------------------------------------------------------ building
+
+    def _add(self, start: int, host: HostMemory) -> Region:
+        region = Region(start, host, len(self._regions))
+        self._vm.set_memory(region.slot, start, host.size_bytes, host.address, SlotFlag.NONE)
+        self._regions = sorted([*self._regions, region], key=lambda known: known.start)
+        self._starts = [known.start for known in self._regions]
+        return region
+
+    def add_ram(self, size_bytes: int) -> None:
+        """RAM from 0 up, split around the hole below 4 GiB.  PyvmmError where the host cannot even reserve it."""
+        low = min(size_bytes, LOW_RAM_END)
+        try:
+            self._add(0, HostMemory(low, huge_pages=True))
+            if size_bytes > low:
+                self._add(HIGH_RAM_START, HostMemory(size_bytes - low, huge_pages=True))
+        except KvmError as error:
+            raise PyvmmError(f"this host cannot reserve {size_bytes >> 20} MiB for the guest: {error}") from None
+        self._ram_bytes = size_bytes
+        top = low if size_bytes == low else HIGH_RAM_START + size_bytes - low
+        self._maximum_gfn = Gfn(top // PAGE_BYTES - 1)
+        self._map += [
+            MemmapEntry(Gpa(0), BIOS_AREA[0], E820.RAM),
+            MemmapEntry(Gpa(BIOS_AREA[0]), BIOS_AREA[1] - BIOS_AREA[0], E820.RESERVED),
+            MemmapEntry(Gpa(BIOS_AREA[1]), low - BIOS_AREA[1], E820.RAM),
+        ]
+        if size_bytes > low:
+            self._map.append(MemmapEntry(Gpa(HIGH_RAM_START), size_bytes - low, E820.RAM))
+
+    def add_special(self, gpa: int, size_bytes: int, kind: E820, used_bytes: int | None = None) -> None:
+        """Memory that is not RAM to the guest (tables, special pages); the map shows `used_bytes` of it."""
+        self._add(gpa, HostMemory(-(-size_bytes // PAGE_BYTES) * PAGE_BYTES))
+        self._map.append(MemmapEntry(Gpa(gpa), used_bytes or size_bytes, kind))
+
+    def map(self) -> list[MemmapEntry]:
+        """The memory map that the guest is told, by address."""
+        return sorted(self._map)
+
+    @property
+    def pages(self) -> int:
+        """Pages of RAM."""
+        return self._ram_bytes // PAGE_BYTES
+
+    @property
+    def maximum_gfn(self) -> Gfn:
+        """The highest gfn that has held a page."""
+        return self._maximum_gfn
+
+    @property
+    def low_ram_bytes(self) -> int:
+        """RAM below 4 GiB, where images and modules go."""
+        return min(self._ram_bytes, LOW_RAM_END)
+
+    # ------------------------------------------------------------------------------------- access
+
+    def find(self, gpa: int) -> Region | None:
+        """The region that holds an address."""
+        index = bisect_right(self._starts, gpa) - 1
+        if index >= 0:
+            region = self._regions[index]
+            if gpa < region.end:
+                return region
+        return None
+
+    def view(self, gpa: int, size_bytes: int) -> memoryview:
+        """Writable bytes within one region; MemoryFault where they are not all there."""
+        region = self.find(gpa)
+        if region is None or size_bytes > region.end - gpa:
+            raise MemoryFault(f"the guest has no memory at {gpa:#x}, {size_bytes} bytes")
+        start = gpa - region.start
+        return region.host.view[start : start + size_bytes]
+
+    def read(self, gpa: int, size_bytes: int) -> bytes:
+        """A copy of guest-physical bytes; MemoryFault where there is no memory."""
+        return bytes(self.view(gpa, size_bytes))
+
+    def write(self, gpa: int, data: bytes | memoryview) -> None:
+        """To guest-physical memory; MemoryFault where there is none."""
+        self.view(gpa, len(data))[:] = data
+
+    def shared(self, gpa: int, size_bytes: int) -> SharedBytes:
+        """A piece that the hypervisor keeps using; XenError(EINVAL) where there is no memory."""
+        region = self.find(gpa)
+        if region is None or size_bytes > region.end - gpa:
+            raise XenError(errno.EINVAL)
+        return SharedBytes(region.host, gpa - region.start, size_bytes)
+
+    def xen_page(self, page: int) -> SharedBytes:
+        """The hypervisor's view of one of Xen's own pages."""
+        return SharedBytes(self.xen_pages, page * PAGE_BYTES, PAGE_BYTES)
+
+    # ------------------------------------------------------------------------- pages that come and go
+
+    def place_xen_page(self, gfn: Gfn, page: int) -> None:
+        """Show one of Xen's pages at `gfn` and nowhere else; unpopulated space becomes memory.
+
+        XenError(EINVAL) outside the address space, XenError(ENOSPC) after too many windows.
+        """
+        with self._lock:
+            region = self._populated(gfn)
+            before = self._placed.pop(page, None)
+            if before is not None and before != gfn:
+                self._blank(before)
+            region.host.show(gfn * PAGE_BYTES - region.start, self._xen_file, page)
+            self._placed[page] = gfn
+            self._maximum_gfn = max(self._maximum_gfn, gfn)
+
+    def remove_page(self, gfn: Gfn) -> None:
+        """Give the page at `gfn` back to the host; XenError(EINVAL) where there is none."""
+        with self._lock:
+            if self.find(gfn * PAGE_BYTES) is None:
+                raise XenError(errno.EINVAL)
+            self._placed = {page: at for page, at in self._placed.items() if at != gfn}
+            self._blank(gfn)
+
+    def _blank(self, gfn: Gfn) -> None:
+        region = self.find(gfn * PAGE_BYTES)
+        assert region is not None
+        region.host.blank(gfn * PAGE_BYTES - region.start, PAGE_BYTES)
+
+    def _populated(self, gfn: Gfn) -> Region:
+        gpa = gfn * PAGE_BYTES
+        region = self.find(gpa)
+        if region is not None:
+            return region
+        if gpa >= ADDRESS_LIMIT or 0xFEE0_0000 <= gpa < 0xFEE0_1000:
+            raise XenError(errno.EINVAL)
+        if self._windows == MAX_WINDOWS:
+            raise XenError(errno.ENOSPC)
+        self._windows += 1
+        start, end = gpa & -WINDOW_BYTES, (gpa & -WINDOW_BYTES) + WINDOW_BYTES
+        for known in self._regions:  # a window must not run into its neighbours
+            if known.end <= gpa:
+                start = max(start, known.end)
+            if known.start > gpa:
+                end = min(end, known.start)
+        if start < 0xFEE0_1000 and end > 0xFEE0_0000:  # nor hide the LAPIC
+            start, end = (start, 0xFEE0_0000) if gpa < 0xFEE0_0000 else (0xFEE0_1000, end)
+        return self._add(start, HostMemory(end - start))
+
+    def close(self) -> None:
+        """Release everything; the domain's vCPUs have ended and its slots go with its machine."""
+        for region in self._regions:
+            region.host.close()
+        self._regions, self._starts = [], []
+        self.xen_pages.close()
+        self._xen_file.close()

@@ -1,0 +1,342 @@
+"""A vCPU's thread: enter the guest, dispatch its exits.
+
+The thread owns the registers and everything of `kvm.Vcpu`.  Others reach it through `post` (run something here before
+the next entry), `upcall` (an eventfd) and `stop`.
+"""
+
+import errno
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from vmm import log
+from vmm.kvm import Exit, KvmError, MpState
+from vmm.kvm import Vcpu as KvmVcpu
+from vmm.kvm.timer import Timer
+from vmm.memory import MemoryFault, SharedBytes
+from vmm.paging import CR0_PG, EFER_LMA, PageFault, pieces
+from vmm.xenabi.constants import HYPERCALL_MSR, LEGACY_VCPUS, PAGE_BYTES, Virq
+from vmm.xenabi.cstruct import Abi
+from vmm.xenabi.hypercalls import dispatch
+from vmm.xenabi.interfaces import Call, Gpa, Restart, VcpuId, XenError
+from vmm.xenabi.transport import INSTRUCTION_BYTES, PORT, hypercall_page
+
+if TYPE_CHECKING:
+    from vmm.domain import Domain
+
+MSR_KVM_SYSTEM_TIME_NEW = 0x4B56_4D01
+VCPU_INFO_BYTES = 64
+VCPU_TIME_OFFSET = 32
+_VMCALL_BYTES = 3
+_XEN_HCALL = 1
+_EPERM = (1 << 64) - errno.EPERM
+_ENOSYS = (1 << 64) - errno.ENOSYS
+_RFLAGS_RESERVED = 2
+_CR0_PE, _CR0_ET = 1, 1 << 4
+
+
+class Vcpu:
+    """One vCPU of a domain.  `info` is set by its own hypercalls and read by whoever delivers events."""
+
+    def __init__(self, domain: "Domain", vcpu_id: int, kvm: KvmVcpu) -> None:
+        self.domain = domain
+        self.id = VcpuId(vcpu_id)
+        self.kvm = kvm
+        self.info: SharedBytes | None = None
+        self._own_info = False
+        self.online = vcpu_id == 0
+        self.upcall_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self.singleshot = Timer(self._timer_fired)
+        self.periodic = Timer(self._timer_fired)
+        self._requests: deque[Callable[[], None]] = deque()
+        self._stopping = False
+        self._call = Call(domain, self)
+        self._thread = threading.Thread(target=self._main, name=f"{domain.config.name}-vcpu{vcpu_id}", daemon=True)
+        run = kvm.run
+        self._io, self._mmio, self._msr, self._hcall = run.io, run.mmio, run.msr, run.xen.u.hcall
+        self._cs, self._ss = kvm.sregs.cs, kvm.sregs.ss
+        self._exits: dict[int, Callable[[], None]] = {
+            Exit.IO: self._port,
+            Exit.XEN: self._xen,
+            Exit.MMIO: self._mmio_access,
+            Exit.INTERRUPTED: kvm.kick_seen,
+            Exit.INTR: kvm.kick_seen,
+            Exit.X86_WRMSR: self._write_msr,
+            Exit.SHUTDOWN: lambda: domain.crash("triple fault", self.id),
+            Exit.INTERNAL_ERROR: self._internal_error,
+            Exit.FAIL_ENTRY: self._fail_entry,
+        }
+
+    # ------------------------------------------------------------------------------------ the thread
+
+    def enter_flat(self, eip: int, ebx: int) -> None:
+        """Set the PVH start state: 32-bit protected mode, flat segments, paging off."""
+        sregs = self.kvm.get_sregs()
+        for segment in (sregs.cs, sregs.ds, sregs.es, sregs.ss):
+            segment.base, segment.limit, segment.selector = 0, 0xFFFF_FFFF, 0
+            segment.type, segment.s, segment.present, segment.db, segment.g = 3, 1, 1, 1, 1
+            segment.dpl = segment.l = segment.unusable = 0
+        sregs.cs.type = 11
+        sregs.tr.base, sregs.tr.limit, sregs.tr.type, sregs.tr.present, sregs.tr.s = 0, 0x67, 11, 1, 0
+        sregs.tr.selector = sregs.tr.unusable = 0
+        sregs.cr0, sregs.cr4, sregs.efer = _CR0_PE | _CR0_ET, 0, 0
+        self.kvm.set_sregs(sregs)
+        regs = self.kvm.get_regs()
+        regs.rip, regs.rbx, regs.rflags = eip, ebx, _RFLAGS_RESERVED
+        self.kvm.set_regs(regs)
+        self.kvm.set_mp_state(MpState.RUNNABLE)
+
+    def start(self) -> None:
+        """Let the guest run."""
+        self._thread.start()
+
+    def post(self, request: Callable[[], None]) -> None:
+        """Run something in this vCPU's thread before it next enters the guest."""
+        self._requests.append(request)
+        self.kvm.kick()
+
+    def stop(self) -> None:
+        """Leave the guest for good, at once; from any thread."""
+        self._stopping = True
+        self.kvm.kick()
+
+    def join(self) -> None:
+        """Wait until the thread has ended."""
+        if self._thread.ident is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def stop_requested(self) -> bool:
+        """Whether somebody waits for this vCPU to leave its hypercall."""
+        return self._stopping
+
+    def _main(self) -> None:
+        self.kvm.claim()
+        kvm, exits = self.kvm, self._exits
+        try:
+            while not self._stopping:
+                while self._requests:
+                    self._requests.popleft()()
+                reason = kvm.enter()
+                handler = exits.get(reason)
+                if handler is None:
+                    self.domain.crash(f"KVM left the guest for a reason that pyvmm does not know ({reason})", self.id)
+                else:
+                    handler()
+        except KvmError as error:
+            self.domain.crash(str(error), self.id)
+        except Exception as error:  # a fault of pyvmm's: the domain cannot go on, its siblings can
+            log.get(__name__).exception("fault in pyvmm", vcpu=self.id, error=repr(error))
+            self.domain.crash(f"internal fault of pyvmm: {error!r}", self.id)
+
+    # ---------------------------------------------------------------------------------------- exits
+
+    def _port(self) -> None:
+        io = self._io
+        port = io.port
+        if port == PORT and io.direction:
+            self._hypercall_by_port()
+            return
+        size, offset = io.size, io.data_offset
+        data = self.kvm.data(offset, size * io.count)
+        for start in range(0, size * io.count, size):
+            if io.direction:
+                self.domain.ports.write(port, size, int.from_bytes(data[start : start + size], "little"))
+            else:
+                data[start : start + size] = self.domain.ports.read(port, size).to_bytes(size, "little")
+        data.release()
+
+    def _mmio_access(self) -> None:
+        if not self._mmio.is_write:  # nobody is there: as on a real bus
+            self._mmio.data = b"\xff" * 8
+
+    def _write_msr(self) -> None:
+        msr = self._msr
+        if msr.index == HYPERCALL_MSR and not msr.data & (PAGE_BYTES - 1):
+            try:
+                self.domain.memory.write(msr.data, hypercall_page())
+            except MemoryFault:
+                msr.error = 1
+            else:
+                self.domain.hypercall_page_asked = True
+                msr.error = 0
+        else:
+            msr.error = 1
+
+    def _internal_error(self) -> None:
+        suberror = self.kvm.run.internal.suberror
+        meaning = {1: "KVM could not emulate an instruction", 2: "too many exceptions at once", 3: "an exit while delivering an event"}
+        self.domain.crash(meaning.get(suberror, f"KVM internal error {suberror}"), self.id)
+
+    def _fail_entry(self) -> None:
+        reason = self.kvm.run.fail_entry.hardware_entry_failure_reason
+        self.domain.crash(f"the CPU refused to enter the guest (hardware reason {reason:#x})", self.id)
+
+    # ----------------------------------------------------------------------------------- hypercalls
+
+    def _hypercall_by_port(self) -> None:
+        regs = self.kvm.regs
+        call = self._call
+        if self._ss.dpl:
+            regs.rax = _EPERM
+        elif self._cs.l:
+            call.abi, call.number = Abi.X86_64, regs.rax & 0xFFFF_FFFF
+            call.args = (regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9)
+            try:
+                regs.rax = self.domain.hypercall(call) & 0xFFFF_FFFF_FFFF_FFFF
+            except Restart as restart:
+                self._restart(restart.arguments, INSTRUCTION_BYTES)
+                return
+        elif self.kvm.sregs.cr0 & _CR0_PE:
+            low = 0xFFFF_FFFF
+            call.abi, call.number = Abi.X86_32, regs.rax & low
+            call.args = (
+                regs.rbx & low, regs.rcx & low, regs.rdx & low, regs.rsi & low, regs.rdi & low, regs.rbp & low,
+            )  # fmt: skip
+            try:
+                regs.rax = self.domain.hypercall(call) & low
+            except Restart as restart:
+                self._restart(restart.arguments, INSTRUCTION_BYTES)
+                return
+        else:
+            regs.rax = _ENOSYS  # real mode has no hypercalls
+        self.kvm.regs_changed()
+
+    def _xen(self) -> None:
+        hcall, call = self._hcall, self._call
+        if hcall.cpl:
+            hcall.result = _EPERM
+            return
+        call.abi = Abi.X86_64 if hcall.longmode else Abi.X86_32
+        call.number = hcall.input & 0xFFFF_FFFF
+        call.args = tuple(hcall.params)
+        try:
+            hcall.result = self.domain.hypercall(call) & (0xFFFF_FFFF_FFFF_FFFF if hcall.longmode else 0xFFFF_FFFF)
+        except Restart as restart:
+            self._restart(restart.arguments, _VMCALL_BYTES)
+
+    def _restart(self, arguments: tuple[int, ...], instruction_bytes: int) -> None:
+        """Have the guest issue its hypercall again, with new leading arguments, after it has taken its interrupts.
+
+        KVM completes the instruction at the next entry, so enter once without running and step back.
+        """
+        kvm, call = self.kvm, self._call
+        kvm.run.immediate_exit = 1
+        kvm.enter()
+        if not self._stopping and not self._requests:
+            kvm.kick_seen()
+        regs = kvm.regs
+        regs.rip -= instruction_bytes
+        regs.rax = call.number
+        names = ("rdi", "rsi", "rdx", "r10", "r8", "r9") if call.abi is Abi.X86_64 else ("rbx", "rcx", "rdx", "rsi", "rdi", "rbp")
+        for name, value in zip(names, arguments, strict=False):
+            setattr(regs, name, value)
+        kvm.regs_changed()
+
+    # ------------------------------------------------------------ what hypercalls ask of their vCPU
+
+    def read_virtual(self, address: int, size_bytes: int) -> bytes:
+        """Guest-virtual bytes; XenError(EFAULT)."""
+        memory = self.domain.memory
+        try:
+            found = [memory.read(gpa, size) for gpa, size in self._pieces(address, size_bytes, write=False)]
+        except (PageFault, MemoryFault):
+            raise XenError(errno.EFAULT) from None
+        return found[0] if len(found) == 1 else b"".join(found)
+
+    def write_virtual(self, address: int, data: bytes) -> None:
+        """To guest-virtual memory, all or nothing; XenError(EFAULT)."""
+        memory, position = self.domain.memory, 0
+        try:
+            views = [memory.view(gpa, size) for gpa, size in self._pieces(address, len(data), write=True)]
+        except (PageFault, MemoryFault):
+            raise XenError(errno.EFAULT) from None
+        for view in views:
+            view[:] = data[position : position + len(view)]
+            position += len(view)
+
+    def _pieces(self, address: int, size_bytes: int, *, write: bool) -> "list[tuple[int, int]]":
+        return list(pieces(self.domain.memory, self.kvm.sregs, address, size_bytes, write=write))
+
+    def upcall(self) -> None:
+        """Interrupt the guest for its pending events."""
+        os.eventfd_write(self.upcall_fd, 1)
+
+    def set_upcall_vector(self, vector: int) -> None:
+        """Route this vCPU's upcalls to a vector at its LAPIC; what was pending before had nowhere to go."""
+        self.domain.route_upcall(self.id, vector)
+        self.upcall()
+
+    def set_info(self, gpa: Gpa) -> None:
+        """vcpu_info moves to a place of the guest's choosing; once only."""
+        if self._own_info:
+            raise XenError(errno.EINVAL)
+        self._move_info(gpa)
+        self._own_info = True
+
+    def _move_info(self, gpa: Gpa) -> None:
+        # What it holds moves along, and KVM keeps its time from now on.
+        place = self.domain.memory.shared(gpa, VCPU_INFO_BYTES)
+        if self.info is not None:
+            place.write(0, self.info.read(0, VCPU_INFO_BYTES))
+        self.info = place
+        if threading.current_thread() is self._thread:
+            self._set_clock(gpa + VCPU_TIME_OFFSET)
+        else:
+            self.post(lambda: self._set_clock(gpa + VCPU_TIME_OFFSET))
+
+    def use_shared_info(self, gpa: Gpa) -> None:
+        """The shared info page is here: unless it registered one elsewhere, this vCPU's info is in it."""
+        if self.id < LEGACY_VCPUS and not self._own_info:
+            self._move_info(Gpa(gpa + self.id * VCPU_INFO_BYTES))
+
+    def _set_clock(self, gpa: int) -> None:
+        # KVM's own clock has Xen's structure: let KVM keep it there.
+        self.kvm.set_msr(MSR_KVM_SYSTEM_TIME_NEW, gpa | 1)
+
+    def set_timer(self, deadline_ns: int | None) -> None:
+        """VIRQ_TIMER at a guest system time, or never."""
+        if deadline_ns is None:
+            self.singleshot.disarm()
+        else:
+            self.singleshot.arm(deadline_ns - self.domain.system_time_ns())
+
+    def set_periodic_timer(self, period_ns: int | None) -> None:
+        """VIRQ_TIMER every so often, or no more."""
+        if period_ns is None:
+            self.periodic.disarm()
+        else:
+            self.periodic.arm(period_ns, period_ns)
+
+    def _timer_fired(self) -> None:
+        self.domain.events.send_virq(Virq.TIMER, self.id)
+
+    # -------------------------------------------------------------------------------------- reports
+
+    def report(self) -> list[str]:
+        """Registers and the bytes at RIP, for a crash report; the thread has left the guest."""
+        regs, sregs = self.kvm.regs, self.kvm.sregs
+        names = ("rip", "rflags", "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp", *(f"r{n}" for n in range(8, 16)))
+        cells = [f"{name}={getattr(regs, name):016x}" for name in names]
+        lines = [" ".join(cells[start : start + 4]) for start in range(0, len(cells), 4)]
+        lines.append(
+            f"cs={self._cs.selector:04x} (base {self._cs.base:x}, {'64' if self._cs.l else '32' if self._cs.db else '16'}-bit) "
+            f"cpl={self._ss.dpl} cr0={sregs.cr0:x} cr2={sregs.cr2:x} cr3={sregs.cr3:x} cr4={sregs.cr4:x} efer={sregs.efer:x}"
+        )
+        address = regs.rip if sregs.efer & EFER_LMA or sregs.cr0 & CR0_PG else self._cs.base + regs.rip
+        try:
+            code = self.read_virtual(address, 16).hex(" ")
+        except XenError:
+            code = "not readable"
+        return [*lines, f"code at rip: {code}"]
+
+    def close(self) -> None:
+        """Release the descriptors; the thread has ended."""
+        self.singleshot.close()
+        self.periodic.close()
+        os.close(self.upcall_fd)
+        self._io = self._mmio = self._msr = self._hcall = self._cs = self._ss = None
+        self.kvm.close()
+
+

@@ -1,0 +1,23 @@
+"""console_io: Xen's emergency console, which `earlyprintk=xen` writes to.  xen/include/public/xen.h"""
+
+from vmm.xenabi.constants import Hypercall
+from vmm.xenabi.hypercalls.registry import domain_of, suboperation
+from vmm.xenabi.interfaces import Call
+
+CHUNK_BYTES = 4096
+
+
+@suboperation(Hypercall.console_io, 0, "write")
+def write(call: Call) -> None:
+    """(CONSOLEIO_write, count, buffer): print `count` bytes."""
+    count, buffer = call.args[1] & 0x7FFF_FFFF, call.args[2]
+    while count and not call.vcpu.stop_requested():
+        chunk = min(count, CHUNK_BYTES)
+        domain_of(call).console_write(call.vcpu.read_virtual(buffer, chunk))
+        buffer, count = buffer + chunk, count - chunk
+
+
+@suboperation(Hypercall.console_io, 1, "read")
+def read(call: Call) -> int:
+    """(CONSOLEIO_read, count, buffer): what was typed; a domU has no such input."""
+    return 0

@@ -1,0 +1,48 @@
+"""hvm_op: parameters of the domain, and the upcall vector.  xen/include/public/hvm/hvm_op.h, params.h"""
+
+import errno
+
+from vmm.xenabi.constants import DOMID_SELF, HVM_NR_PARAMS, HvmParam, Hypercall
+from vmm.xenabi.hypercalls.registry import domain_of, suboperation
+from vmm.xenabi.interfaces import Call, XenError
+from vmm.xenabi.structs import HvmParamOp, HvmUpcallVector
+
+GUEST_MAY_READ = frozenset(HvmParam)
+GUEST_MAY_SET = frozenset({
+    HvmParam.CALLBACK_IRQ, HvmParam.VM86_TSS, HvmParam.VM86_TSS_SIZED, HvmParam.ACPI_IOPORTS_LOCATION,
+    HvmParam.VM_GENERATION_ID_ADDR, HvmParam.STORE_EVTCHN, HvmParam.CONSOLE_EVTCHN, HvmParam.X87_FIP_WIDTH,
+})  # fmt: skip
+
+
+def _check(call: Call, op: HvmParamOp, allowed: frozenset[HvmParam]) -> None:
+    if op.domid not in (DOMID_SELF, domain_of(call).domid):
+        raise XenError(errno.ESRCH if domain_of(call).privileged else errno.EPERM)
+    if op.index >= HVM_NR_PARAMS:
+        raise XenError(errno.EINVAL)
+    if op.index not in allowed:
+        raise XenError(errno.EPERM)
+
+
+@suboperation(Hypercall.hvm_op, 0, "set_param", arg=HvmParamOp)
+def set_param(call: Call, op: HvmParamOp) -> None:
+    """Set one of the few parameters that are the guest's own."""
+    _check(call, op, GUEST_MAY_SET)
+    domain_of(call).hvm_params[op.index] = op.value
+
+
+@suboperation(Hypercall.hvm_op, 1, "get_param", arg=HvmParamOp, out=True)
+def get_param(call: Call, op: HvmParamOp) -> None:
+    """Read a parameter; one that was never set is 0."""
+    _check(call, op, GUEST_MAY_READ)
+    op.value = domain_of(call).hvm_params.get(op.index, 0)
+
+
+@suboperation(Hypercall.hvm_op, 23, "set_evtchn_upcall_vector", arg=HvmUpcallVector)
+def set_evtchn_upcall_vector(call: Call, op: HvmUpcallVector) -> None:
+    """The vector that interrupts one vCPU for its events, acknowledged at its LAPIC."""
+    vcpus = domain_of(call).vcpus
+    if op.vector < 16:
+        raise XenError(errno.EINVAL)
+    if op.vcpu >= len(vcpus):
+        raise XenError(errno.ENOENT)
+    vcpus[op.vcpu].set_upcall_vector(op.vector)

@@ -1,0 +1,98 @@
+"""memory_op: the guest's address space.  xen/include/public/memory.h"""
+
+import errno
+import struct
+
+from vmm.xenabi.constants import DOMID_SELF, Hypercall, MapSpace
+from vmm.xenabi.cstruct import Abi
+from vmm.xenabi.hypercalls.registry import domain_of, suboperation
+from vmm.xenabi.interfaces import Call, Gfn, XenError
+from vmm.xenabi.structs import AddToPhysmap, AddToPhysmapBatch, MemoryDomain, MemoryMap, RemoveFromPhysmap
+
+OP = Hypercall.memory_op
+E820_ENTRY = struct.Struct("<QQI")
+MAX_MAP_ENTRIES = 128
+
+
+def _check_own(call: Call, domid: int) -> None:
+    if domid not in (DOMID_SELF, domain_of(call).domid):
+        raise XenError(errno.ESRCH if domain_of(call).privileged else errno.EPERM)
+
+
+@suboperation(OP, 3, "current_reservation", arg=MemoryDomain)
+def current_reservation(call: Call, op: MemoryDomain) -> int:
+    """Pages that the domain has now."""
+    _check_own(call, op.domid)
+    return domain_of(call).memory.pages
+
+
+@suboperation(OP, 4, "maximum_reservation", arg=MemoryDomain)
+def maximum_reservation(call: Call, op: MemoryDomain) -> int:
+    """Pages that the domain may have."""
+    _check_own(call, op.domid)
+    return domain_of(call).memory.pages
+
+
+@suboperation(OP, 14, "maximum_gpfn", arg=MemoryDomain)
+def maximum_gpfn(call: Call, op: MemoryDomain) -> int:
+    """The highest gfn that has ever held a page."""
+    _check_own(call, op.domid)
+    return domain_of(call).memory.maximum_gfn
+
+
+@suboperation(OP, 7, "add_to_physmap", arg=AddToPhysmap)
+def add_to_physmap(call: Call, op: AddToPhysmap) -> None:
+    """Show one of Xen's pages at a gfn."""
+    _check_own(call, op.domid)
+    _place(call, op.space, op.idx, op.gpfn)
+
+
+@suboperation(OP, 23, "add_to_physmap_batch", arg=AddToPhysmapBatch)
+def add_to_physmap_batch(call: Call, op: AddToPhysmapBatch) -> None:
+    """The same for a list; each item gets an errno of its own."""
+    _check_own(call, op.domid)
+    word = int(call.abi)
+    code = "<Q" if call.abi is Abi.X86_64 else "<I"
+    for item in range(op.size):
+        index, gpfn = (
+            struct.unpack(code, call.vcpu.read_virtual(base + item * word, word))[0] for base in (op.idxs, op.gpfns)
+        )
+        try:
+            _place(call, op.space, index, gpfn)
+            result = 0
+        except XenError as error:
+            result = -error.code
+        call.vcpu.write_virtual(op.errs + item * 4, struct.pack("<i", result))
+
+
+def _place(call: Call, space: int, index: int, gpfn: int) -> None:
+    domain = domain_of(call)
+    if space == MapSpace.shared_info:
+        if index != 0:
+            raise XenError(errno.EINVAL)
+        domain.place_shared_info(Gfn(gpfn), call.abi)
+    elif space == MapSpace.grant_table:
+        domain.memory.place_xen_page(Gfn(gpfn), domain.grants.page(index))
+    elif space in (MapSpace.gmfn, MapSpace.gmfn_range, MapSpace.gmfn_foreign, MapSpace.dev_mmio):
+        raise XenError(errno.EOPNOTSUPP)
+    else:
+        raise XenError(errno.ENOSYS)
+
+
+@suboperation(OP, 15, "remove_from_physmap", arg=RemoveFromPhysmap)
+def remove_from_physmap(call: Call, op: RemoveFromPhysmap) -> None:
+    """Take the page at a gfn away."""
+    _check_own(call, op.domid)
+    domain_of(call).memory.remove_page(Gfn(op.gpfn))
+
+
+@suboperation(OP, 9, "memory_map", arg=MemoryMap, out=True)
+def memory_map(call: Call, op: MemoryMap) -> None:
+    """The domain's memory map, as E820 entries of 20 bytes."""
+    entries = domain_of(call).memory.map()
+    if op.nr_entries < len(entries):
+        raise XenError(errno.EINVAL)
+    if op.buffer:
+        data = b"".join(E820_ENTRY.pack(entry.start, entry.size_bytes, entry.kind) for entry in entries)
+        call.vcpu.write_virtual(op.buffer, data)
+    op.nr_entries = len(entries)

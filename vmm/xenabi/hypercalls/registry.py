@@ -1,0 +1,127 @@
+"""The registry: one decorated function a hypercall or sub-operation, and the one place that calls them.
+
+    @suboperation(Hypercall.event_channel_op, 4, "send", arg=EvtchnSend)
+    def send(call: Call, op: EvtchnSend) -> None: ...
+
+A handler answers an int (None is 0) or raises XenError.  `arg` names the structure behind a pointer argument, read once
+before the handler runs; `out` writes it back after one that did not fail.
+"""
+
+import errno
+from collections.abc import Callable
+from typing import Any, NamedTuple, cast
+
+from vmm.xenabi.constants import Hypercall
+from vmm.xenabi.cstruct import Struct
+from vmm.xenabi.interfaces import Call, XenError
+from vmm.xenabi.state import DomainState
+
+Handler = Callable[..., int | None]
+
+
+class Entry(NamedTuple):
+    """A registered handler: its name as Xen writes it, the structure it takes, whether that is written back."""
+
+    name: str
+    handler: Handler
+    arg: type[Struct] | None = None
+    out: bool = False
+    privileged: bool = False
+    at: int = 1
+
+
+class Suboperations:
+    """A hypercall whose first argument says which of many it is."""
+
+    def __init__(self, mask: int, unknown: int) -> None:
+        self.mask = mask
+        self.unknown = unknown
+        self.entries: dict[int, Entry] = {}
+
+
+TABLE: dict[int, Entry | Suboperations] = {}
+
+# memory_op keeps a progress count above its six command bits.
+_MASKS = {Hypercall.memory_op: 0x3F}
+# What Xen answers to a sub-operation that it does not know.
+_UNKNOWN = {Hypercall.hvm_op: errno.EOPNOTSUPP}
+
+
+def hypercall(number: Hypercall) -> Callable[[Handler], Handler]:
+    """Register a hypercall without sub-operations; its handler takes the call alone."""
+
+    def register(handler: Handler) -> Handler:
+        TABLE[number] = Entry(number.name, handler)
+        return handler
+
+    return register
+
+
+def suboperation(
+    number: Hypercall,
+    sub: int,
+    name: str,
+    *,
+    arg: type[Struct] | None = None,
+    at: int = 1,
+    out: bool = False,
+    privileged: bool = False,
+) -> Callable[[Handler], Handler]:
+    """Register a sub-operation; its handler takes the call, and the structure where `arg` names one, behind argument `at`."""
+
+    def register(handler: Handler) -> Handler:
+        group = TABLE.setdefault(number, Suboperations(_MASKS.get(number, 0xFFFF_FFFF), _UNKNOWN.get(number, errno.ENOSYS)))
+        assert isinstance(group, Suboperations)
+        group.entries[sub] = Entry(f"{number.name}.{name}", handler, arg, out, privileged, at)
+        return handler
+
+    return register
+
+
+def domain_of(call: Call) -> DomainState:
+    """The calling domain."""
+    return cast(DomainState, call.domain)
+
+
+def name_of(number: int, args: tuple[int, ...]) -> str:
+    """How Xen's headers call a hypercall with these arguments; a number where nothing is registered."""
+    found = TABLE.get(number)
+    if isinstance(found, Entry):
+        return found.name
+    base = Hypercall(number).name if number in Hypercall._value2member_map_ else f"hypercall {number}"
+    if found is None:
+        return base
+    entry = found.entries.get(args[0] & found.mask)
+    return entry.name if entry else f"{base}.{args[0] & found.mask}"
+
+
+def _invoke(call: Call) -> int:
+    found = TABLE.get(call.number)
+    if type(found) is Suboperations:
+        entry = found.entries.get(call.args[0] & found.mask)
+        if entry is None:
+            domain_of(call).unknown_hypercalls[name_of(call.number, call.args)] += 1
+            raise XenError(found.unknown)
+    elif found is None:
+        domain_of(call).unknown_hypercalls[name_of(call.number, call.args)] += 1
+        raise XenError(errno.ENOSYS)
+    else:
+        entry = cast(Entry, found)
+    if entry.privileged and not domain_of(call).privileged:
+        raise XenError(errno.EPERM)
+    if entry.arg is None:
+        return entry.handler(call) or 0
+    address = call.args[entry.at]
+    operand: Any = entry.arg.unpack(call.vcpu.read_virtual(address, entry.arg.sizeof(call.abi)), call.abi)
+    result = entry.handler(call, operand) or 0
+    if entry.out:
+        call.vcpu.write_virtual(address, operand.pack(call.abi))
+    return result
+
+
+def dispatch(call: Call) -> int:
+    """Carry out one hypercall: what goes to RAX, as a signed number."""
+    try:
+        return _invoke(call)
+    except XenError as error:
+        return -error.code

@@ -1,0 +1,111 @@
+"""vcpu_op: what belongs to one vCPU.  xen/include/public/vcpu.h"""
+
+import errno
+
+from vmm.xenabi.constants import PAGE_BYTES, VCPU_SSHOTTMR_FUTURE, Hypercall, Runstate
+from vmm.xenabi.evtchn import mark_all_pending
+from vmm.xenabi.hypercalls.registry import domain_of, suboperation
+from vmm.xenabi.interfaces import Call, Gpa, Vcpu, XenError
+from vmm.xenabi.structs import (
+    GetPhysid,
+    RegisterArea,
+    RegisterVcpuInfo,
+    RunstateInfo,
+    SetPeriodicTimer,
+    SetSingleshotTimer,
+)
+
+VCPU_INFO_BYTES = 64
+MIN_PERIOD_NS = 1_000_000
+MAX_PERIOD_NS = 1 << 63
+
+OP = Hypercall.vcpu_op
+
+
+def _target(call: Call) -> Vcpu:
+    vcpus = domain_of(call).vcpus
+    if call.args[1] >= len(vcpus):
+        raise XenError(errno.ENOENT)
+    return vcpus[call.args[1]]
+
+
+def _own(call: Call) -> Vcpu:
+    """Xen lets a vCPU register areas and set timers for itself only."""
+    target = _target(call)
+    if target is not call.vcpu:
+        raise XenError(errno.EINVAL)
+    return target
+
+
+@suboperation(OP, 3, "is_up")
+def is_up(call: Call) -> int:
+    """1 where the vCPU has been started."""
+    return int(_target(call).online)
+
+
+@suboperation(OP, 4, "get_runstate_info", arg=RunstateInfo, at=2, out=True)
+def get_runstate_info(call: Call, op: RunstateInfo) -> None:
+    """How the vCPU has spent its time."""
+    for name, value in _runstate(call, _target(call)).items():
+        setattr(op, name, value)
+
+
+@suboperation(OP, 5, "register_runstate_memory_area", arg=RegisterArea, at=2)
+def register_runstate_memory_area(call: Call, op: RegisterArea) -> None:
+    """Keep a copy of the run state at a guest-virtual address."""
+    info = RunstateInfo(**_runstate(call, _target(call)))
+    call.vcpu.write_virtual(op.addr, info.pack(call.abi))
+
+
+def _runstate(call: Call, vcpu: Vcpu) -> dict[str, int]:
+    now = domain_of(call).system_time_ns()
+    if vcpu.online:
+        return {"state": Runstate.running, "state_entry_time": 0, "time_running": now}
+    return {"state": Runstate.offline, "state_entry_time": 0, "time_offline": now}
+
+
+@suboperation(OP, 6, "set_periodic_timer", arg=SetPeriodicTimer, at=2)
+def set_periodic_timer(call: Call, op: SetPeriodicTimer) -> None:
+    """VIRQ_TIMER every so many nanoseconds, at the least 1 ms."""
+    if not MIN_PERIOD_NS <= op.period_ns < MAX_PERIOD_NS:
+        raise XenError(errno.EINVAL)
+    _own(call).set_periodic_timer(op.period_ns)
+
+
+@suboperation(OP, 7, "stop_periodic_timer")
+def stop_periodic_timer(call: Call) -> None:
+    """No more of them."""
+    _own(call).set_periodic_timer(None)
+
+
+@suboperation(OP, 8, "set_singleshot_timer", arg=SetSingleshotTimer, at=2)
+def set_singleshot_timer(call: Call, op: SetSingleshotTimer) -> None:
+    """One VIRQ_TIMER at an absolute system time."""
+    vcpu = _own(call)
+    if op.flags & VCPU_SSHOTTMR_FUTURE and op.timeout_abs_ns < domain_of(call).system_time_ns():
+        raise XenError(errno.ETIME)
+    vcpu.set_timer(op.timeout_abs_ns)
+
+
+@suboperation(OP, 9, "stop_singleshot_timer")
+def stop_singleshot_timer(call: Call) -> None:
+    """Disarm it."""
+    _own(call).set_timer(None)
+
+
+@suboperation(OP, 10, "register_vcpu_info", arg=RegisterVcpuInfo, at=2)
+def register_vcpu_info(call: Call, op: RegisterVcpuInfo) -> None:
+    """Move a vCPU's vcpu_info to a place of the guest's choosing; once only, within one page."""
+    vcpu = _target(call)
+    if op.offset > PAGE_BYTES - VCPU_INFO_BYTES or op.offset % int(call.abi):
+        raise XenError(errno.EINVAL)
+    gpa = Gpa(op.mfn * PAGE_BYTES + op.offset)
+    vcpu.set_info(gpa)
+    mark_all_pending(vcpu, call.abi)
+
+
+@suboperation(OP, 12, "get_physid", arg=GetPhysid, at=2, out=True)
+def get_physid(call: Call, op: GetPhysid) -> None:
+    """Only the hardware domain is told where it runs."""
+    raise XenError(errno.EINVAL)
+

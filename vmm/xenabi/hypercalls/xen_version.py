@@ -1,0 +1,100 @@
+"""xen_version: who the hypervisor is.  xen/include/public/version.h"""
+
+import errno
+
+from vmm.xenabi.constants import PAGE_BYTES, Feature, Hypercall
+from vmm.xenabi.hypercalls.registry import domain_of, suboperation
+from vmm.xenabi.interfaces import Call, XenError
+from vmm.xenabi.structs import FeatureInfo, PlatformParameters
+
+PVH_FEATURES = (
+    Feature.writable_page_tables,
+    Feature.auto_translated_physmap,
+    Feature.hvm_callback_vector,
+    Feature.hvm_safe_pvclock,
+    Feature.memory_op_vnode_supported,
+    Feature.not_direct_mapped,
+)
+"""What Xen 4.17 offers a PVH domU: 0x12305."""
+
+VIRT_START = 0xFFFF_8000_0000_0000
+
+
+def _text(call: Call, *fields: tuple[str, int]) -> int:
+    data = b"".join(text.encode()[: size - 1].ljust(size, b"\0") for text, size in fields)
+    call.vcpu.write_virtual(call.args[1], data)
+    return 0
+
+
+@suboperation(Hypercall.xen_version, 0, "version")
+def version(call: Call) -> int:
+    """The version, major in the upper 16 bits; takes no structure."""
+    identity = domain_of(call).identity
+    return identity.major << 16 | identity.minor
+
+
+@suboperation(Hypercall.xen_version, 1, "extraversion")
+def extraversion(call: Call) -> int:
+    """xen_extraversion_t, 16 characters."""
+    return _text(call, (domain_of(call).identity.extra, 16))
+
+
+@suboperation(Hypercall.xen_version, 2, "compile_info")
+def compile_info(call: Call) -> int:
+    """xen_compile_info_t: compiler, by whom, where, when."""
+    identity = domain_of(call).identity
+    return _text(
+        call, (identity.compiler, 64), (identity.compiled_by, 16), (identity.compile_domain, 32), (identity.compile_date, 32)
+    )
+
+
+@suboperation(Hypercall.xen_version, 3, "capabilities")
+def capabilities(call: Call) -> int:
+    """xen_capabilities_info_t, 1024 characters."""
+    return _text(call, (domain_of(call).identity.capabilities, 1024))
+
+
+@suboperation(Hypercall.xen_version, 4, "changeset")
+def changeset(call: Call) -> int:
+    """xen_changeset_info_t, 64 characters."""
+    return _text(call, (domain_of(call).identity.changeset, 64))
+
+
+@suboperation(Hypercall.xen_version, 5, "platform_parameters", arg=PlatformParameters, out=True)
+def platform_parameters(call: Call, info: PlatformParameters) -> None:
+    """Where Xen's own part of the address space would begin."""
+    info.virt_start = VIRT_START if call.abi == 8 else 0
+
+
+@suboperation(Hypercall.xen_version, 6, "get_features", arg=FeatureInfo, out=True)
+def get_features(call: Call, info: FeatureInfo) -> None:
+    """One word of feature bits; only the first has any."""
+    if info.submap_idx != 0:
+        raise XenError(errno.EINVAL)
+    info.submap = sum(1 << feature for feature in PVH_FEATURES)
+    if domain_of(call).privileged:
+        info.submap |= 1 << Feature.dom0
+
+
+@suboperation(Hypercall.xen_version, 7, "pagesize")
+def pagesize(call: Call) -> int:
+    """Bytes a page."""
+    return PAGE_BYTES
+
+
+@suboperation(Hypercall.xen_version, 8, "guest_handle")
+def guest_handle(call: Call) -> None:
+    """The domain's UUID, 16 bytes."""
+    call.vcpu.write_virtual(call.args[1], domain_of(call).handle)
+
+
+@suboperation(Hypercall.xen_version, 9, "commandline")
+def commandline(call: Call) -> int:
+    """xen_commandline_t, 1024 characters; a domU is told nothing, as in Xen."""
+    return _text(call, ("" if domain_of(call).privileged else "<denied>", 1024))
+
+
+@suboperation(Hypercall.xen_version, 10, "build_id")
+def build_id(call: Call) -> int:
+    """Refused to a domU; pyvmm has no build id to give a dom0."""
+    raise XenError(errno.ENODATA if domain_of(call).privileged else errno.EPERM)

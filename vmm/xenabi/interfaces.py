@@ -1,0 +1,130 @@
+"""What the Xen ABI asks of the world around it; `vmm.domain` provides it, tests replace it with plain objects."""
+
+from collections.abc import Callable
+from typing import NamedTuple, NewType, Protocol
+
+from vmm.xenabi.cstruct import Abi
+
+Domid = NewType("Domid", int)
+VcpuId = NewType("VcpuId", int)
+Port = NewType("Port", int)
+Gpa = NewType("Gpa", int)
+Gfn = NewType("Gfn", int)
+
+
+class XenError(Exception):
+    """A hypercall's refusal: the guest gets `-code`."""
+
+    def __init__(self, code: int) -> None:
+        super().__init__(code)
+        self.code = code
+
+
+class SharedBytes(Protocol):
+    """Memory that a running guest changes too."""
+
+    def read(self, offset_bytes: int, size_bytes: int) -> bytes: ...
+    def write(self, offset_bytes: int, data: bytes) -> None: ...
+    def fetch_or_64(self, offset_bytes: int, bits: int) -> int: ...
+    def fetch_and_64(self, offset_bytes: int, bits: int) -> int: ...
+
+
+class MemmapEntry(NamedTuple):
+    """A stretch of the guest-physical address space; `kind` is an E820 type."""
+
+    start: Gpa
+    size_bytes: int
+    kind: int
+
+
+class Vcpu(Protocol):
+    """One vCPU, as hypercalls see it."""
+
+    @property
+    def id(self) -> VcpuId: ...
+    @property
+    def online(self) -> bool: ...
+
+    info: SharedBytes | None
+    """Its vcpu_info; None until the guest has mapped shared info or registered one."""
+
+    def read_virtual(self, address: int, size_bytes: int) -> bytes:
+        """Bytes at a guest-virtual address, as its kernel may read them; XenError(EFAULT)."""
+        ...
+
+    def write_virtual(self, address: int, data: bytes) -> None:
+        """To a guest-virtual address, as its kernel may write; XenError(EFAULT)."""
+        ...
+
+    def upcall(self) -> None:
+        """Tell the guest that its vcpu_info has an event pending.  From any thread."""
+        ...
+
+    def set_upcall_vector(self, vector: int) -> None: ...
+    def set_info(self, gpa: Gpa) -> None: ...
+    def set_timer(self, deadline_ns: int | None) -> None:
+        """VIRQ_TIMER at this guest system time, or never."""
+        ...
+
+    def set_periodic_timer(self, period_ns: int | None) -> None: ...
+    def stop_requested(self) -> bool:
+        """Whether somebody waits for this vCPU to leave its hypercall."""
+        ...
+
+
+class GuestMemory(Protocol):
+    """A domain's guest-physical address space."""
+
+    def map(self) -> list[MemmapEntry]: ...
+    def shared(self, gpa: Gpa, size_bytes: int) -> SharedBytes:
+        """RAM that the guest shares with the hypervisor; XenError(EINVAL) where there is none."""
+        ...
+
+    def place_xen_page(self, gfn: Gfn, page: int) -> None:
+        """Show one of Xen's own pages at `gfn`, and nowhere else; XenError(EINVAL, ENOSPC)."""
+        ...
+
+    def remove_page(self, gfn: Gfn) -> None: ...
+    @property
+    def pages(self) -> int: ...
+    @property
+    def maximum_gfn(self) -> Gfn: ...
+
+
+class Identity(NamedTuple):
+    """What XENVER_* tells; texts as Xen pads them."""
+
+    major: int
+    minor: int
+    extra: str
+    compiler: str
+    compiled_by: str
+    compile_domain: str
+    compile_date: str
+    capabilities: str
+    changeset: str
+
+
+class Call:
+    """One hypercall in hand: who calls, in which ABI, with which arguments.  A vCPU reuses its own."""
+
+    __slots__ = ("abi", "args", "domain", "number", "vcpu")
+
+    def __init__(self, domain: "object", vcpu: Vcpu) -> None:
+        # The domain's type is vmm.xenabi.state.DomainState; naming it here would be a cycle.
+        self.domain = domain
+        self.vcpu = vcpu
+        self.abi = Abi.X86_64
+        self.number = 0
+        self.args: tuple[int, ...] = ()
+
+
+class Restart(Exception):
+    """A long hypercall gives way: the guest is to issue it again, with these arguments."""
+
+    def __init__(self, *args: int) -> None:
+        super().__init__(*args)
+        self.arguments = args
+
+
+Notify = Callable[[], None]

@@ -1,0 +1,46 @@
+"""The state of one domain that hypercalls read and change."""
+
+from collections import Counter
+from collections.abc import Callable
+from typing import Protocol
+
+from vmm.xenabi.constants import ShutdownReason
+from vmm.xenabi.cstruct import Abi
+from vmm.xenabi.evtchn import EventChannels
+from vmm.xenabi.grants import GrantTable
+from vmm.xenabi.interfaces import Domid, Gfn, GuestMemory, Identity, Vcpu
+
+
+class DomainState(Protocol):
+    """A domain, as hypercalls see it; `vmm.domain.Domain` is one."""
+
+    domid: Domid
+    handle: bytes
+    identity: Identity
+    privileged: bool
+    memory: GuestMemory
+    events: EventChannels
+    grants: GrantTable
+    hvm_params: dict[int, int]
+    shutdown_reason: ShutdownReason | None
+    unknown_hypercalls: Counter[str]
+    console_write: Callable[[bytes], None]
+
+    @property
+    def vcpus(self) -> "list[Vcpu]": ...
+
+    def system_time_ns(self) -> int:
+        """The guest's system time, as its pvclock shows it."""
+        ...
+
+    def shutdown(self, reason: ShutdownReason) -> None:
+        """The guest asks to end; its vCPUs stop."""
+        ...
+
+    def crash(self, reason: str) -> None:
+        """End the domain for what it did."""
+        ...
+
+    def place_shared_info(self, gfn: Gfn, abi: Abi) -> None:
+        """XENMAPSPACE_shared_info: show the page there and start its clock."""
+        ...

@@ -1,0 +1,249 @@
+"""The structures of Xen's public headers that guests hand to hypercalls, declared once."""
+
+from vmm.xenabi.cstruct import ALIGNED_U64, HANDLE, I8, I32, U8, U16, U32, U64, ULONG, Struct
+
+# ------------------------------------------------------------------------------------------------- version.h
+
+
+class PlatformParameters(Struct, c_name="xen_platform_parameters", header="version.h"):
+    virt_start: ULONG
+
+
+class FeatureInfo(Struct, c_name="xen_feature_info", header="version.h"):
+    submap_idx: U32
+    submap: U32
+
+
+# --------------------------------------------------------------------------------------------------- sched.h
+
+
+class SchedShutdown(Struct, c_name="sched_shutdown", header="sched.h"):
+    reason: U32
+
+
+class SchedPoll(Struct, c_name="sched_poll", header="sched.h"):
+    ports: HANDLE
+    nr_ports: U32
+    timeout: U64
+
+
+# ------------------------------------------------------------------------------------------- event_channel.h
+
+
+class EvtchnAllocUnbound(Struct, c_name="evtchn_alloc_unbound", header="event_channel.h"):
+    dom: U16
+    remote_dom: U16
+    port: U32
+
+
+class EvtchnBindInterdomain(Struct, c_name="evtchn_bind_interdomain", header="event_channel.h"):
+    remote_dom: U16
+    remote_port: U32
+    local_port: U32
+
+
+class EvtchnBindVirq(Struct, c_name="evtchn_bind_virq", header="event_channel.h"):
+    virq: U32
+    vcpu: U32
+    port: U32
+
+
+class EvtchnBindIpi(Struct, c_name="evtchn_bind_ipi", header="event_channel.h"):
+    vcpu: U32
+    port: U32
+
+
+class EvtchnClose(Struct, c_name="evtchn_close", header="event_channel.h"):
+    port: U32
+
+
+class EvtchnSend(Struct, c_name="evtchn_send", header="event_channel.h"):
+    port: U32
+
+
+class EvtchnStatus(Struct, c_name="evtchn_status", header="event_channel.h"):
+    dom: U16
+    port: U32
+    status: U32
+    vcpu: U32
+    u_dom: U16
+    u_port: U32
+
+
+class EvtchnBindVcpu(Struct, c_name="evtchn_bind_vcpu", header="event_channel.h"):
+    port: U32
+    vcpu: U32
+
+
+class EvtchnUnmask(Struct, c_name="evtchn_unmask", header="event_channel.h"):
+    port: U32
+
+
+class EvtchnReset(Struct, c_name="evtchn_reset", header="event_channel.h"):
+    dom: U16
+
+
+# -------------------------------------------------------------------------------------------------- memory.h
+
+
+class AddToPhysmap(Struct, c_name="xen_add_to_physmap", header="memory.h"):
+    domid: U16
+    size: U16
+    space: U32
+    idx: ULONG
+    gpfn: ULONG
+
+
+class AddToPhysmapBatch(Struct, c_name="xen_add_to_physmap_batch", header="memory.h"):
+    domid: U16
+    space: U16
+    size: U16
+    u: U16
+    idxs: HANDLE
+    gpfns: HANDLE
+    errs: HANDLE
+
+
+class RemoveFromPhysmap(Struct, c_name="xen_remove_from_physmap", header="memory.h"):
+    domid: U16
+    gpfn: ULONG
+
+
+class MemoryMap(Struct, c_name="xen_memory_map", header="memory.h"):
+    nr_entries: U32
+    buffer: HANDLE
+
+
+class MemoryDomain(Struct, c_name="xen_memory_domain", header="memory.h"):
+    domid: U16
+
+
+# ---------------------------------------------------------------------------------------------- hvm/hvm_op.h
+
+
+class HvmParamOp(Struct, c_name="xen_hvm_param", header="hvm/hvm_op.h"):
+    domid: U16
+    index: U32
+    value: ALIGNED_U64
+
+
+class HvmUpcallVector(Struct, c_name="xen_hvm_evtchn_upcall_vector", header="hvm/hvm_op.h"):
+    vcpu: U32
+    vector: U8
+
+
+# ---------------------------------------------------------------------------------------------------- vcpu.h
+
+
+class RegisterVcpuInfo(Struct, c_name="vcpu_register_vcpu_info", header="vcpu.h"):
+    mfn: U64
+    offset: U32
+    rsvd: U32
+
+
+class RegisterArea(Struct, c_name="vcpu_register_runstate_memory_area", header="vcpu.h"):
+    addr: U64
+
+
+class RunstateInfo(Struct, c_name="vcpu_runstate_info", header="vcpu.h"):
+    state: I32
+    state_entry_time: U64
+    time_running: U64
+    time_runnable: U64
+    time_blocked: U64
+    time_offline: U64
+
+
+class SetSingleshotTimer(Struct, c_name="vcpu_set_singleshot_timer", header="vcpu.h"):
+    timeout_abs_ns: U64
+    flags: U32
+
+
+class SetPeriodicTimer(Struct, c_name="vcpu_set_periodic_timer", header="vcpu.h"):
+    period_ns: U64
+
+
+class GetPhysid(Struct, c_name="vcpu_get_physid", header="vcpu.h"):
+    phys_id: U64
+
+
+# --------------------------------------------------------------------------------------------- grant_table.h
+
+
+class GnttabQuerySize(Struct, c_name="gnttab_query_size", header="grant_table.h"):
+    dom: U16
+    nr_frames: U32
+    max_nr_frames: U32
+    status: I8
+
+
+class GnttabSetVersion(Struct, c_name="gnttab_set_version", header="grant_table.h"):
+    version: U32
+
+
+class GnttabGetVersion(Struct, c_name="gnttab_get_version", header="grant_table.h"):
+    dom: U16
+    pad: U16
+    version: U32
+
+
+class GnttabSetupTable(Struct, c_name="gnttab_setup_table", header="grant_table.h"):
+    dom: U16
+    nr_frames: U32
+    status: I8
+    frame_list: HANDLE
+
+
+# ----------------------------------------------------------------------------------------------------- xen.h
+
+
+class MulticallEntry(Struct, c_name="multicall_entry", header="xen.h"):
+    op: ULONG
+    result: ULONG
+    arg0: ULONG
+    arg1: ULONG
+    arg2: ULONG
+    arg3: ULONG
+    arg4: ULONG
+    arg5: ULONG
+
+
+class VcpuTimeInfo(Struct, c_name="vcpu_time_info", header="xen.h"):
+    version: U32
+    pad0: U32
+    tsc_timestamp: U64
+    system_time: U64
+    tsc_to_system_mul: U32
+    tsc_shift: I8
+    flags: U8
+    pad1: U16
+
+
+# ----------------------------------------------------------------------------- arch-x86/hvm/start_info.h
+
+
+class HvmStartInfo(Struct, c_name="hvm_start_info", header="arch-x86/hvm/start_info.h"):
+    magic: U32
+    version: U32
+    flags: U32
+    nr_modules: U32
+    modlist_paddr: U64
+    cmdline_paddr: U64
+    rsdp_paddr: U64
+    memmap_paddr: U64
+    memmap_entries: U32
+    reserved: U32
+
+
+class HvmModlistEntry(Struct, c_name="hvm_modlist_entry", header="arch-x86/hvm/start_info.h"):
+    paddr: U64
+    size: U64
+    cmdline_paddr: U64
+    reserved: U64
+
+
+class HvmMemmapEntry(Struct, c_name="hvm_memmap_table_entry", header="arch-x86/hvm/start_info.h"):
+    addr: U64
+    size: U64
+    type: U32
+    reserved: U32
