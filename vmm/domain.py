@@ -31,6 +31,7 @@ from vmm.xenabi.interfaces import Call, Domid, Gfn, Gpa, Identity, Port
 from vmm.xenabi.transport import Transport, patch_for
 
 MSR_KVM_WALL_CLOCK_NEW = 0x4B56_4D00
+MSR_MTRR_DEF_TYPE, MTRR_ENABLED, MTRR_WRITE_BACK = 0x2FF, 1 << 11, 6
 SPECIAL_PAGES_START, SPECIAL_PAGES = 0xFEFF_8000, 8
 STORE_GFN, CONSOLE_GFN = Gfn(0xFEFFC), Gfn(0xFEFFF)
 INTEL_TSS_AREA = 0xFEFF_0000
@@ -110,6 +111,7 @@ class Domain:
                     tsc_khz=vcpu.kvm.tsc_khz(),
                 )
             )
+            vcpu.kvm.set_msr(MSR_MTRR_DEF_TYPE, MTRR_ENABLED | MTRR_WRITE_BACK)
             vm.irqfd(vcpu.upcall_fd, index)
             for timer in (vcpu.singleshot, vcpu.periodic):
                 self._timers.watch(timer.fd, timer.on_readable)

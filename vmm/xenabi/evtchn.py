@@ -12,10 +12,6 @@ from vmm.xenabi.constants import NR_VIRQS, PER_VCPU_VIRQS, EvtchnStatusKind
 from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.interfaces import Domid, Notify, Port, SharedBytes, Vcpu, VcpuId, XenError
 
-UPCALL_PENDING = 0
-"""Offset of vcpu_info.evtchn_upcall_pending, bytes; evtchn_upcall_mask follows it."""
-
-
 class TwoLevelLayout:
     """Where the 2-level ABI keeps its bits in the shared info page (xen.h, struct shared_info)."""
 
@@ -234,9 +230,8 @@ class EventChannels:
             return
         bit = 1 << channel.port // self._layout.word_bits
         shift = 8 * (self._layout.selector_offset % 8)
-        before = vcpu.info.fetch_or_64(self._layout.selector_offset // 8 * 8, bit << shift)
-        if not before >> shift & bit:
-            mark_pending(vcpu)
+        vcpu.info.fetch_or_64(self._layout.selector_offset // 8 * 8, bit << shift)
+        mark_pending(vcpu)
 
     def _set_bit(self, shared: SharedBytes, offset: int, port: int) -> bool:
         before = shared.fetch_or_64(offset + port // 64 * 8, 1 << port % 64)
@@ -252,14 +247,18 @@ class EventChannels:
 
 
 def mark_pending(vcpu: Vcpu) -> None:
-    """Set evtchn_upcall_pending and, if it was clear, interrupt the vCPU."""
-    if vcpu.info is not None and not vcpu.info.fetch_or_64(0, 1) & 0xFF:
+    """Set evtchn_upcall_pending and interrupt the vCPU.
+
+    Xen interrupts only if the flag was clear, since its LAPIC remembers a vector that comes before the guest has enabled
+    it.  KVM's LAPIC forgets it, and the flag would stay set for good: so interrupt each time.
+    """
+    if vcpu.info is not None:
+        vcpu.info.fetch_or_64(0, 1)
         vcpu.upcall()
 
 
 def mark_all_pending(vcpu: Vcpu, abi: Abi) -> None:
     """After vcpu_info has moved: let the guest look at every word, since events may have been set in the old place."""
-    if vcpu.info is None:
-        return
-    vcpu.info.write(int(abi), b"\xff" * int(abi))
-    mark_pending(vcpu)
+    if vcpu.info is not None:
+        vcpu.info.write(int(abi), b"\xff" * int(abi))
+        mark_pending(vcpu)
