@@ -9,10 +9,9 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("PYVMM_CACHE", ROOT / ".cache"))
@@ -111,9 +110,7 @@ class Suite:
 
     def with_dependencies(self, package: str) -> list[str]:
         """A package and what it depends on, less what this machine has installed."""
-        simulated = self._apt(
-            "apt-get", "-s", "-t", self.name, "--no-install-recommends", "install", package
-        )
+        simulated = self._apt("apt-get", "-s", "-t", self.name, "--no-install-recommends", "install", package)
         return sorted(set(re.findall(r"^Inst (\S+)", simulated, re.M)))
 
     def unpack(self, packages: Iterable[str], target: Path) -> None:
@@ -124,7 +121,10 @@ class Suite:
         self._prepare()
         done = subprocess.run(
             ["apt-get", "-c", str(self.config), "-qq", "-t", self.name, "download", *packages],
-            cwd=archives, capture_output=True, text=True, check=False,
+            cwd=archives,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if done.returncode != 0:
             raise FetchError(f"cannot fetch from suite {self.name}: {done.stderr.strip().splitlines()[-1]}")

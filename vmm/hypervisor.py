@@ -40,7 +40,9 @@ def plan_hypercalls(system: System, image: ElfImage, wanted: Transport | None) -
     if sites:
         return HypercallPlan(Transport.PATCH, sites)
     if wanted is Transport.PATCH:
-        raise PyvmmError(f"--transport patch: {image.name} has no vmcall and vmmcall in the shape that can be patched; use `auto`")
+        raise PyvmmError(
+            f"--transport patch: {image.name} has no vmcall and vmmcall in the shape that can be patched; use `auto`"
+        )
     if not filters:
         raise HostError(
             f"{image.name} needs a hypercall page, and this host's KVM has neither KVM_XEN nor KVM_CAP_X86_MSR_FILTER"
@@ -58,9 +60,7 @@ class Hypervisor:
         self._domains: dict[Domid, Domain] = {}
         self._next_domid = 1
 
-    def create_domain(
-        self, config: DomainConfig, image: ElfImage, modules: list[Module], sink: ConsoleSink
-    ) -> Domain:
+    def create_domain(self, config: DomainConfig, image: ElfImage, modules: list[Module], sink: ConsoleSink) -> Domain:
         """Build a domain, ready to start.  PyvmmError."""
         plan = plan_hypercalls(self.system, image, config.transport)
         with self._lock:

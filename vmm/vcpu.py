@@ -19,7 +19,6 @@ from vmm.memory import MemoryFault, SharedBytes
 from vmm.paging import CR0_PG, EFER_LMA, PageFault, pieces
 from vmm.xenabi.constants import HYPERCALL_MSR, LEGACY_VCPUS, PAGE_BYTES, Virq
 from vmm.xenabi.cstruct import Abi
-from vmm.xenabi.hypercalls import dispatch
 from vmm.xenabi.interfaces import Call, Gpa, Restart, VcpuId, XenError
 from vmm.xenabi.transport import INSTRUCTION_BYTES, PORT, hypercall_page
 
@@ -166,7 +165,11 @@ class Vcpu:
 
     def _internal_error(self) -> None:
         suberror = self.kvm.run.internal.suberror
-        meaning = {1: "KVM could not emulate an instruction", 2: "too many exceptions at once", 3: "an exit while delivering an event"}
+        meaning = {
+            1: "KVM could not emulate an instruction",
+            2: "too many exceptions at once",
+            3: "an exit while delivering an event",
+        }
         self.domain.crash(meaning.get(suberror, f"KVM internal error {suberror}"), self.id)
 
     def _fail_entry(self) -> None:
@@ -229,7 +232,11 @@ class Vcpu:
         regs = kvm.regs
         regs.rip -= instruction_bytes
         regs.rax = call.number
-        names = ("rdi", "rsi", "rdx", "r10", "r8", "r9") if call.abi is Abi.X86_64 else ("rbx", "rcx", "rdx", "rsi", "rdi", "rbp")
+        names = (
+            ("rdi", "rsi", "rdx", "r10", "r8", "r9")
+            if call.abi is Abi.X86_64
+            else ("rbx", "rcx", "rdx", "rsi", "rdi", "rbp")
+        )
         for name, value in zip(names, arguments, strict=False):
             setattr(regs, name, value)
         kvm.regs_changed()
@@ -317,7 +324,19 @@ class Vcpu:
     def report(self) -> list[str]:
         """Registers and the bytes at RIP, for a crash report; the thread has left the guest."""
         regs, sregs = self.kvm.regs, self.kvm.sregs
-        names = ("rip", "rflags", "rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rsp", "rbp", *(f"r{n}" for n in range(8, 16)))
+        names = (
+            "rip",
+            "rflags",
+            "rax",
+            "rbx",
+            "rcx",
+            "rdx",
+            "rsi",
+            "rdi",
+            "rsp",
+            "rbp",
+            *(f"r{n}" for n in range(8, 16)),
+        )
         cells = [f"{name}={getattr(regs, name):016x}" for name in names]
         lines = [" ".join(cells[start : start + 4]) for start in range(0, len(cells), 4)]
         lines.append(
@@ -338,5 +357,3 @@ class Vcpu:
         os.close(self.upcall_fd)
         self._io = self._mmio = self._msr = self._hcall = self._cs = self._ss = None
         self.kvm.close()
-
-

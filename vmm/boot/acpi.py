@@ -70,7 +70,7 @@ _FADT_TABLE = (
 )
 
 
-def _checksum(data: bytes) -> int:
+def _checksum(data: bytes | bytearray) -> int:
     return -sum(data) & 0xFF
 
 

@@ -13,6 +13,7 @@ MAX_IMAGE_BYTES = 1 << 30
 """No kernel is larger; a payload that is must be a bomb."""
 
 CHUNK_BYTES = 1 << 22
+ZSTD_FEED_BYTES = 1 << 12
 
 
 class Corrupt(Exception):
@@ -65,12 +66,17 @@ def _lzma(data: bytes) -> Iterator[bytes]:
 def _zstd(data: bytes) -> Iterator[bytes]:
     import zstandard
 
+    # Fed a little at a time: each call then yields a bounded amount, since a block of a few bytes makes at most 128 KiB.
+    # The build appends the size after the frame, so the frame's own end counts.
+    unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj()
     try:
-        with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(data) as reader:
-            while piece := reader.read(CHUNK_BYTES):
-                yield piece
+        for start in range(0, len(data), ZSTD_FEED_BYTES):
+            yield unpacker.decompress(data[start : start + ZSTD_FEED_BYTES])
+            if unpacker.eof:
+                return
     except zstandard.ZstdError as error:
         raise Corrupt(str(error)) from None
+    raise Corrupt("it ends too early")
 
 
 def _lz4(data: bytes) -> Iterator[bytes]:

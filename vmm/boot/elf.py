@@ -5,6 +5,7 @@ of pyvmm's start.  Source: xen/include/public/elfnote.h.
 """
 
 import io
+import itertools
 import struct
 from mmap import mmap
 from typing import Any, NamedTuple
@@ -52,7 +53,7 @@ class ElfImage:
         if data[4] not in (1, 2) or data[5] != 1:
             raise ImageError(f"{name} is not a little-endian x86 ELF file")
         self._parse = struct_parse
-        self._stream = data if isinstance(data, mmap) else io.BytesIO(data)
+        self._stream: Any = data if isinstance(data, mmap) else io.BytesIO(data)
         self._structs = ELFStructs(little_endian=True, elfclass=32 if data[4] == 1 else 64)
         self._structs.create_basic_structs()
         try:
@@ -101,7 +102,9 @@ class ElfImage:
                 header["p_vaddr"],
             )
             if segment.file_bytes > segment.memory_bytes:
-                raise ImageError(f"{self.name} has a segment at {segment.gpa:#x} with more bytes in the file than in memory")
+                raise ImageError(
+                    f"{self.name} has a segment at {segment.gpa:#x} with more bytes in the file than in memory"
+                )
             if segment.end > 1 << 64:
                 raise ImageError(f"{self.name} has a segment at {segment.gpa:#x} that wraps around the address space")
             if segment.file_offset + segment.file_bytes > len(self.data):
@@ -110,7 +113,7 @@ class ElfImage:
         if not segments:
             raise ImageError(f"{self.name} has nothing to load")
         segments.sort()
-        for before, after in zip(segments, segments[1:], strict=False):
+        for before, after in itertools.pairwise(segments):
             if before.end > after.gpa:
                 raise ImageError(f"{self.name} has segments that overlap at {after.gpa:#x}")
         return segments

@@ -67,9 +67,7 @@ def load(memory: Memory, image: ElfImage, command_line: str, modules: list[Modul
     """Copy everything to its place.  ImageError where something does not fit."""
     usable = [entry for entry in memory.map() if entry.kind == E820.RAM]
     for segment in image.segments:
-        if not any(
-            entry.start <= segment.gpa and segment.end <= entry.start + entry.size_bytes for entry in usable
-        ):
+        if not any(entry.start <= segment.gpa and segment.end <= entry.start + entry.size_bytes for entry in usable):
             raise ImageError(
                 f"{image.name} wants {segment.gpa:#x}-{segment.end:#x}, which is not RAM of this guest; "
                 "give the guest more with --memory"

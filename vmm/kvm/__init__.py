@@ -8,7 +8,20 @@ from vmm.kvm.vcpu import Exit, MpState, Vcpu, allow_kicks
 from vmm.kvm.vm import MsiRoute, SlotFlag, Vm
 
 __all__ = [
-    "CAPABILITIES", "Capability", "CpuidEntry", "Exit", "HostMemory", "KvmError", "MpState", "MsiRoute",
-    "PAGE_BYTES", "PageFile", "SlotFlag",
-    "System", "Vcpu", "Vm", "XenFlag", "allow_kicks",
+    "CAPABILITIES",
+    "PAGE_BYTES",
+    "Capability",
+    "CpuidEntry",
+    "Exit",
+    "HostMemory",
+    "KvmError",
+    "MpState",
+    "MsiRoute",
+    "PageFile",
+    "SlotFlag",
+    "System",
+    "Vcpu",
+    "Vm",
+    "XenFlag",
+    "allow_kicks",
 ]  # fmt: skip

@@ -8,10 +8,16 @@ from vmm.errors import HostError
 from vmm.kvm._native import ffi, lib
 
 HINTS: dict[tuple[str, int], str] = {
-    ("open", errno.ENOENT): "load KVM's module (modprobe kvm_intel or kvm_amd), or enable virtualisation in the firmware",
+    (
+        "open",
+        errno.ENOENT,
+    ): "load KVM's module (modprobe kvm_intel or kvm_amd), or enable virtualisation in the firmware",
     ("open", errno.EACCES): "run as root, or join the group that owns the device (often `kvm`)",
     ("open", errno.EPERM): "run as root, or let this container use the device",
-    ("open", errno.ENODEV): "load KVM's module (modprobe kvm_intel or kvm_amd), or enable virtualisation in the firmware",
+    (
+        "open",
+        errno.ENODEV,
+    ): "load KVM's module (modprobe kvm_intel or kvm_amd), or enable virtualisation in the firmware",
     ("KVM_CREATE_VM", errno.EBUSY): "stop the other hypervisor (VirtualBox, VMware, Xen) that holds VT-x or AMD-V",
     ("KVM_CREATE_VM", errno.ENOMEM): "free some host memory",
     ("KVM_CREATE_VCPU", errno.EINVAL): "ask for fewer vCPUs",

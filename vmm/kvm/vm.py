@@ -93,7 +93,14 @@ class Vm:
         ioctl(self.fd, "KVM_IRQFD", lib.KVM_IRQFD, request)
 
     def ioeventfd(
-        self, eventfd: int, address: int, size_bytes: int, *, port: bool = False, match: int | None = None, assign: bool = True
+        self,
+        eventfd: int,
+        address: int,
+        size_bytes: int,
+        *,
+        port: bool = False,
+        match: int | None = None,
+        assign: bool = True,
     ) -> None:
         """KVM_IOEVENTFD: guest writes of `size_bytes` to the address (or I/O port) signal `eventfd` and do not exit."""
         request = ffi.new("struct kvm_ioeventfd *")

@@ -6,11 +6,12 @@ are locked one after the other, never together.  Source: xen/include/public/even
 
 import errno
 import threading
-from typing import Protocol
+from collections.abc import Sequence
 
 from vmm.xenabi.constants import NR_VIRQS, PER_VCPU_VIRQS, EvtchnStatusKind
 from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.interfaces import Domid, Notify, Port, SharedBytes, Vcpu, VcpuId, XenError
+
 
 class TwoLevelLayout:
     """Where the 2-level ABI keeps its bits in the shared info page (xen.h, struct shared_info)."""
@@ -40,17 +41,10 @@ class Channel:
         self.notify_remote: Notify | None = None
 
 
-class Vcpus(Protocol):
-    """The domain's vCPUs by id."""
-
-    def __getitem__(self, index: int, /) -> Vcpu: ...
-    def __len__(self) -> int: ...
-
-
 class EventChannels:
     """The ports of one domain.  Its lock guards the table; the pending and mask bits are the guest's as well."""
 
-    def __init__(self, vcpus: Vcpus, limit: int = 4096) -> None:
+    def __init__(self, vcpus: Sequence[Vcpu], limit: int = 4096) -> None:
         self._vcpus = vcpus
         self._limit = limit
         self._lock = threading.RLock()

@@ -44,9 +44,10 @@ class Vcpu(Protocol):
     def id(self) -> VcpuId: ...
     @property
     def online(self) -> bool: ...
-
-    info: SharedBytes | None
-    """Its vcpu_info; None until the guest has mapped shared info or registered one."""
+    @property
+    def info(self) -> SharedBytes | None:
+        """Its vcpu_info; None until the guest has mapped shared info or registered one."""
+        ...
 
     def read_virtual(self, address: int, size_bytes: int) -> bytes:
         """Bytes at a guest-virtual address, as its kernel may read them; XenError(EFAULT)."""

@@ -1,7 +1,7 @@
 """The state of one domain that hypercalls read and change."""
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from vmm.xenabi.constants import ShutdownReason
@@ -27,7 +27,7 @@ class DomainState(Protocol):
     console_write: Callable[[bytes], None]
 
     @property
-    def vcpus(self) -> "list[Vcpu]": ...
+    def vcpus(self) -> Sequence[Vcpu]: ...
 
     def system_time_ns(self) -> int:
         """The guest's system time, as its pvclock shows it."""

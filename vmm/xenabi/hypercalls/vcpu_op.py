@@ -108,4 +108,3 @@ def register_vcpu_info(call: Call, op: RegisterVcpuInfo) -> None:
 def get_physid(call: Call, op: GetPhysid) -> None:
     """Only the hardware domain is told where it runs."""
     raise XenError(errno.EINVAL)
-

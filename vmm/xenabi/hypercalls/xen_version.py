@@ -44,7 +44,11 @@ def compile_info(call: Call) -> int:
     """xen_compile_info_t: compiler, by whom, where, when."""
     identity = domain_of(call).identity
     return _text(
-        call, (identity.compiler, 64), (identity.compiled_by, 16), (identity.compile_domain, 32), (identity.compile_date, 32)
+        call,
+        (identity.compiler, 64),
+        (identity.compiled_by, 16),
+        (identity.compile_domain, 32),
+        (identity.compile_date, 32),
     )
 
 
