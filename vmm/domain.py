@@ -13,7 +13,7 @@ from vmm.boot.elf import ElfImage
 from vmm.boot.hypercall_sites import Site
 from vmm.config import DomainConfig
 from vmm.devices.acpi_pm import AcpiPm
-from vmm.devices.console import Console, ConsoleSink
+from vmm.devices.console import Console, Sink
 from vmm.devices.ports import Ports
 from vmm.eventloop import EventLoop
 from vmm.features import Feature, named
@@ -51,7 +51,7 @@ class Outcome(NamedTuple):
 class Domain:
     """One domain.  Built by `Hypervisor.create_domain`; `start`, `wait`, `stop`, `close` in that order."""
 
-    def __init__(self, system: System, domid: Domid, config: DomainConfig, sink: ConsoleSink, transport: Transport) -> None:
+    def __init__(self, system: System, domid: Domid, config: DomainConfig, sink: Sink, transport: Transport) -> None:
         self.kind = named(config.features)
         self.domid = domid
         self.config = config
@@ -84,7 +84,7 @@ class Domain:
             self.close()
             raise
 
-    def _build(self, system: System, sink: ConsoleSink) -> None:
+    def _build(self, system: System, sink: Sink) -> None:
         config, vm = self.config, self.vm
         allow_kicks()
         vm.set_tss_area(INTEL_TSS_AREA)
@@ -129,7 +129,7 @@ class Domain:
         self.ports.own(power, *power.ranges)
         self._connect_console(sink)
 
-    def _connect_console(self, sink: ConsoleSink) -> None:
+    def _connect_console(self, sink: Sink) -> None:
         self.events.alloc_unbound(BACKEND_DOMID)  # xenstore's, as the toolstack allocates them: port 1, then the console's
         port = self.events.alloc_unbound(BACKEND_DOMID)
         page = self.memory.shared(CONSOLE_GFN * PAGE_BYTES, PAGE_BYTES)

@@ -6,7 +6,7 @@ from vmm.boot.elf import ElfImage
 from vmm.boot.hypercall_sites import Site, find_sites
 from vmm.boot.pvh import Module
 from vmm.config import DomainConfig
-from vmm.devices.console import ConsoleSink
+from vmm.devices.console import Sink
 from vmm.domain import Domain
 from vmm.errors import HostError, PyvmmError
 from vmm.kvm import System, XenFlag
@@ -60,7 +60,7 @@ class Hypervisor:
         self._domains: dict[Domid, Domain] = {}
         self._next_domid = 1
 
-    def create_domain(self, config: DomainConfig, image: ElfImage, modules: list[Module], sink: ConsoleSink) -> Domain:
+    def create_domain(self, config: DomainConfig, image: ElfImage, modules: list[Module], sink: Sink) -> Domain:
         """Build a domain, ready to start.  PyvmmError."""
         plan = plan_hypercalls(self.system, image, config.transport)
         with self._lock:

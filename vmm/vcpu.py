@@ -182,6 +182,7 @@ class Vcpu:
         regs = self.kvm.regs
         call = self._call
         if self._ss.dpl:
+            self.domain.hypercalls += 1
             regs.rax = _EPERM
         elif self._cs.l:
             call.abi, call.number = Abi.X86_64, regs.rax & 0xFFFF_FFFF
@@ -209,6 +210,7 @@ class Vcpu:
     def _xen(self) -> None:
         hcall, call = self._hcall, self._call
         if hcall.cpl:
+            self.domain.hypercalls += 1
             hcall.result = _EPERM
             return
         call.abi = Abi.X86_64 if hcall.longmode else Abi.X86_32
@@ -340,8 +342,9 @@ class Vcpu:
         cells = [f"{name}={getattr(regs, name):016x}" for name in names]
         lines = [" ".join(cells[start : start + 4]) for start in range(0, len(cells), 4)]
         lines.append(
-            f"cs={self._cs.selector:04x} (base {self._cs.base:x}, {'64' if self._cs.l else '32' if self._cs.db else '16'}-bit) "
-            f"cpl={self._ss.dpl} cr0={sregs.cr0:x} cr2={sregs.cr2:x} cr3={sregs.cr3:x} cr4={sregs.cr4:x} efer={sregs.efer:x}"
+            f"cs={self._cs.selector:04x} base={self._cs.base:x} {64 if self._cs.l else 32 if self._cs.db else 16}-bit "
+            f"cpl={self._ss.dpl} cr0={sregs.cr0:x} cr2={sregs.cr2:x} cr3={sregs.cr3:x} cr4={sregs.cr4:x} "
+            f"efer={sregs.efer:x}"
         )
         address = regs.rip if sregs.efer & EFER_LMA or sregs.cr0 & CR0_PG else self._cs.base + regs.rip
         try:

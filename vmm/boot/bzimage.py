@@ -24,8 +24,8 @@ def payload(data: bytes | mmap, name: str) -> bytes:
     protocol = field(0x206, 2)
     if protocol < PAYLOAD_PROTOCOL:
         raise ImageError(
-            f"{name} is a bzImage of boot protocol {protocol >> 8}.{protocol & 0xFF:02}, which does not say where its kernel "
-            "is (Linux before 2.6.26); give the vmlinux instead"
+            f"{name} is a bzImage of boot protocol {protocol >> 8}.{protocol & 0xFF:02}, which does not say where its "
+            "kernel is (Linux before 2.6.26); give the vmlinux instead"
         )
     start = (1 + (field(0x1F1, 1) or 4)) * 512 + field(0x248, 4)
     length = field(0x24C, 4)

@@ -44,7 +44,7 @@ def find_sites(image: ElfImage) -> list[Site]:
                 sites.append(Site(segment.gpa + offset - start, bytes(image.data[offset : offset + 3])))
     if pairs > 1:
         raise ImageError(
-            f"{image.name} has {pairs} places that look like Linux's vmcall and vmmcall, so it is not clear which to patch; "
-            "give a vmlinux with symbols, or use a host whose KVM has KVM_XEN"
+            f"{image.name} has {pairs} places that look like Linux's vmcall and vmmcall, so it is not clear which to "
+            "patch; give a vmlinux with symbols, or use a host whose KVM has KVM_XEN"
         )
     return sites

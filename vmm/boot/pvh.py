@@ -56,8 +56,8 @@ class _Placer:
         start = self._next
         if start + size_bytes > self._end:
             raise ImageError(
-                f"{what} ({size_bytes >> 10} KiB) does not fit into the guest's memory below {self._end:#x} behind the image; "
-                "give the guest more with --memory"
+                f"{what} ({size_bytes >> 10} KiB) does not fit into the guest's memory below {self._end:#x} behind "
+                "the image; give the guest more with --memory"
             )
         self._next = _page_up(start + size_bytes)
         return start

@@ -61,6 +61,12 @@ class ConsoleRing:
         return len(accepted)
 
 
+class Sink(Protocol):
+    """Whoever takes console output; called from any thread."""
+
+    def write(self, data: bytes) -> None: ...
+
+
 class ConsoleSink:
     """Where console output goes.  Writers from any thread; `_lock` keeps their pieces whole."""
 
@@ -106,7 +112,7 @@ class ConsoleSink:
 class Console:
     """The back end: moves bytes from the ring to the sink.  Owned by the thread of the loop that calls `on_event`."""
 
-    def __init__(self, page: Page, sink: ConsoleSink, notify_guest: Callable[[], None]) -> None:
+    def __init__(self, page: Page, sink: Sink, notify_guest: Callable[[], None]) -> None:
         self._ring = ConsoleRing(page)
         self._sink = sink
         self._notify_guest = notify_guest

@@ -17,7 +17,7 @@ class Capability(NamedTuple):
 
 CAPABILITIES = (
     Capability("KVM_CAP_USER_MEMORY", lib.KVM_CAP_USER_MEMORY, True, "guest RAM"),
-    Capability("KVM_CAP_SPLIT_IRQCHIP", lib.KVM_CAP_SPLIT_IRQCHIP, True, "a LAPIC in the kernel without PIC, PIT and IOAPIC"),
+    Capability("KVM_CAP_SPLIT_IRQCHIP", lib.KVM_CAP_SPLIT_IRQCHIP, True, "a LAPIC in the kernel, no PIC, PIT and IOAPIC"),
     Capability("KVM_CAP_IRQFD", lib.KVM_CAP_IRQFD, True, "event-channel upcalls by one eventfd write"),
     Capability("KVM_CAP_IOEVENTFD", lib.KVM_CAP_IOEVENTFD, True, "doorbells that wake a device thread"),
     Capability("KVM_CAP_SYNC_REGS", lib.KVM_CAP_SYNC_REGS, True, "reading hypercall arguments without an ioctl"),
@@ -25,8 +25,8 @@ CAPABILITIES = (
     Capability("KVM_CAP_EXT_CPUID", lib.KVM_CAP_EXT_CPUID, True, "the guest's CPUID"),
     Capability("KVM_CAP_VCPU_EVENTS", lib.KVM_CAP_VCPU_EVENTS, True, "injecting the callback vector of Linux before 6.0"),
     Capability("KVM_CAP_MP_STATE", lib.KVM_CAP_MP_STATE, True, "blocking and starting vCPUs"),
-    Capability("KVM_CAP_X86_USER_SPACE_MSR", lib.KVM_CAP_X86_USER_SPACE_MSR, False, "transport `page`: the hypercall page MSR"),
-    Capability("KVM_CAP_X86_MSR_FILTER", lib.KVM_CAP_X86_MSR_FILTER, False, "transport `page`: the hypercall page MSR"),
+    Capability("KVM_CAP_X86_USER_SPACE_MSR", lib.KVM_CAP_X86_USER_SPACE_MSR, False, "transport `page`: the hypercall MSR"),
+    Capability("KVM_CAP_X86_MSR_FILTER", lib.KVM_CAP_X86_MSR_FILTER, False, "transport `page`: the hypercall MSR"),
     Capability("KVM_CAP_XEN_HVM", lib.KVM_CAP_XEN_HVM, False, "transport `kvm-xen`: hypercalls that KVM hands on itself"),
     Capability("KVM_CAP_X2APIC_API", lib.KVM_CAP_X2APIC_API, False, "more than 255 vCPUs"),
     Capability("KVM_CAP_GET_TSC_KHZ", lib.KVM_CAP_GET_TSC_KHZ, False, "the TSC frequency in the time leaf"),

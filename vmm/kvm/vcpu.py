@@ -57,7 +57,8 @@ def allow_kicks() -> None:
 class Vcpu:
     """One vCPU.  `run` is struct kvm_run; `regs` and `sregs` are its registers, valid after each exit.
 
-    Reading both costs nothing measurable beside the exit; an ioctl costs as much as one.  Change a general register in place and call `regs_changed`: KVM takes it over at the next entry.
+    Reading both costs nothing measurable beside the exit; an ioctl costs as much as one.
+    Change a general register in place and call `regs_changed`: KVM takes it over at the next entry.
     """
 
     def __init__(self, fd: int, vcpu_id: int, mmap_size: int) -> None:

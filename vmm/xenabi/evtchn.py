@@ -190,7 +190,7 @@ class EventChannels:
         elif kind is not EvtchnStatusKind.unbound:
             raise XenError(errno.EINVAL)
 
-    def send_virq(self, virq: int, vcpu: VcpuId = VcpuId(0)) -> None:
+    def send_virq(self, virq: int, vcpu: VcpuId) -> None:
         """Raise a virtual interrupt, if the guest has bound it.  From any thread."""
         channel = self._virqs.get((vcpu, virq))
         if channel is not None:

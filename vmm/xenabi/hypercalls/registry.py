@@ -67,7 +67,7 @@ def suboperation(
     out: bool = False,
     privileged: bool = False,
 ) -> Callable[[Handler], Handler]:
-    """Register a sub-operation; its handler takes the call, and the structure where `arg` names one, behind argument `at`."""
+    """Register a sub-operation; its handler takes the call, and the structure behind argument `at` if `arg` names one."""
 
     def register(handler: Handler) -> Handler:
         group = TABLE.setdefault(number, Suboperations(_MASKS.get(number, 0xFFFF_FFFF), _UNKNOWN.get(number, errno.ENOSYS)))

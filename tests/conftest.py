@@ -1,0 +1,65 @@
+"""Fixtures for all tests."""
+
+import os
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+from vmm.errors import PyvmmError
+from vmm.hypervisor import plan_hypercalls  # noqa: F401  (imported early: the first import is slow in an L1)
+from vmm.kvm import System, XenFlag
+from vmm.xenabi.transport import Transport
+
+# No example database: the tree may be read-only.  Deadlines would time the machine, not the code.
+hypothesis.settings.register_profile("pyvmm", database=None, deadline=None, max_examples=200)
+hypothesis.settings.register_profile("quick", database=None, deadline=None, max_examples=20)
+hypothesis.settings.load_profile(os.environ.get("PYVMM_HYPOTHESIS", "pyvmm"))
+
+MICRO = Path(__file__).parent / "micro"
+
+
+@pytest.fixture(scope="session")
+def system() -> System:
+    """The host's KVM; the tests that need it are skipped where there is none."""
+    try:
+        found = System()
+    except PyvmmError as error:
+        pytest.skip(f"no KVM: {error}")
+    return found
+
+
+@pytest.fixture(scope="session")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Assemble a micro-guest, once a session."""
+    folder = tmp_path_factory.mktemp("guests")
+    flags = "-nostdlib -static -no-pie -Wl,--build-id=none -Wl,-z,noexecstack -Wl,--no-warn-rwx-segments".split()
+
+    def assemble(name: str) -> Path:
+        image = folder / name
+        if not image.exists():
+            command = ["gcc", *flags, "-T", str(MICRO / "guest.ld"), "-o", str(image), str(MICRO / f"{name}.S")]
+            subprocess.run(command, check=True, capture_output=True)
+        return image
+
+    return assemble
+
+
+def _available(transport: Transport, system: System) -> Transport:
+    if transport is Transport.KVM_XEN and XenFlag.INTERCEPT_HCALL not in system.xen_flags():
+        pytest.skip("transport kvm-xen: this host's KVM has no KVM_XEN")
+    return transport
+
+
+@pytest.fixture(params=[Transport.KVM_XEN, Transport.PAGE], ids=str)
+def page_transport(request: pytest.FixtureRequest, system: System) -> Transport:
+    """The transports of a guest that asks for the hypercall page."""
+    return _available(request.param, system)
+
+
+@pytest.fixture(params=[Transport.KVM_XEN, Transport.PATCH], ids=str)
+def direct_transport(request: pytest.FixtureRequest, system: System) -> Transport:
+    """The transports of a guest that executes vmcall or vmmcall itself."""
+    return _available(request.param, system)

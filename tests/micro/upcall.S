@@ -1,0 +1,136 @@
+/*
+ * Event channels over the 2-level ABI: an IPI port raises the upcall vector; a masked port stays silent until it is
+ * unmasked, and is then delivered once; VIRQ_TIMER comes from the single-shot timer.
+ */
+#include "guest.inc"
+#define VECTOR 0x40
+main:
+	/* Interrupt gate for VECTOR. */
+	movq $handler, %rax
+	movw %ax, table + VECTOR * 16
+	movw $8, table + VECTOR * 16 + 2
+	movw $0x8e00, table + VECTOR * 16 + 4
+	shrq $16, %rax
+	movw %ax, table + VECTOR * 16 + 6
+	lidt table_pointer
+	/* LAPIC on: spurious vector register. */
+	movl $0x1b, %ecx
+	rdmsr
+	orl $0xc00, %eax		/* enabled, x2APIC */
+	wrmsr
+	movl $0x80f, %ecx
+	movl $0x1ff, %eax
+	xorl %edx, %edx
+	wrmsr
+	/* Shared info at a page of its own. */
+	movl $7, %edi
+	movl $add_shared_info, %esi
+	hypercall MEMORY_OP
+	expect 0, "add_to_physmap"
+	movl $23, %edi
+	movl $set_vector, %esi
+	hypercall HVM_OP
+	expect 0, "set_evtchn_upcall_vector"
+	movl $7, %edi
+	movl $bind_ipi, %esi
+	hypercall EVENT_CHANNEL_OP
+	expect 0, "bind_ipi"
+	movl bind_ipi + 4, %eax
+	movl %eax, port
+	sti
+
+	/* Sent and delivered. */
+	movl $4, %edi
+	movl $port, %esi
+	hypercall EVENT_CHANNEL_OP
+	expect 0, "send"
+	call wait_for_upcall
+	/* Masked: pending, but silent. */
+	movl port, %ecx
+	lock btsq %rcx, 0x200000 + 0xa00
+	movq $0, seen
+	movl $4, %edi
+	movl $port, %esi
+	hypercall EVENT_CHANNEL_OP
+	movl $0x100000, %ecx
+1:	pause
+	loop 1b
+	movq seen, %rax
+	expect 0, "masked port stays silent"
+	/* Unmasked: delivered. */
+	movl $9, %edi
+	movl $port, %esi
+	hypercall EVENT_CHANNEL_OP
+	expect 0, "unmask"
+	call wait_for_upcall
+	/* The timer: its own port, at a system time of 1 ns, long past. */
+	movl $1, %edi
+	movl $bind_timer, %esi
+	hypercall EVENT_CHANNEL_OP
+	expect 0, "bind_virq"
+	movl $8, %edi
+	xorl %esi, %esi
+	movl $singleshot, %edx
+	hypercall VCPU_OP
+	expect 0, "set_singleshot_timer"
+	call wait_for_upcall
+	/* Closed ports and wrong ones are refused. */
+	movl $3, %edi
+	movl $port, %esi
+	hypercall EVENT_CHANNEL_OP
+	expect 0, "close"
+	movl $4, %edi
+	movl $port, %esi
+	hypercall EVENT_CHANNEL_OP
+	expect -22, "send on a closed port"
+	verdict
+
+/* Wait for the handler to have run. */
+wait_for_upcall:
+	movl $0x40000000, %ecx
+1:	cmpq $0, seen
+	jne 2f
+	pause
+	loop 1b
+	say "FAIL no upcall came\n"
+	jmp power_off
+2:	movq $0, seen
+	ret
+
+handler:
+	pushq %rax
+	pushq %rcx
+	pushq %rdx
+	incq seen
+	movb $0, 0x200000		/* evtchn_upcall_pending */
+	xorl %eax, %eax
+	xchgq %rax, 0x200000 + 8	/* evtchn_pending_sel */
+	xorl %eax, %eax
+	xchgq %rax, 0x200000 + 0x800	/* evtchn_pending[0] */
+	movl $0x80b, %ecx		/* end of interrupt */
+	xorl %eax, %eax
+	xorl %edx, %edx
+	wrmsr
+	popq %rdx
+	popq %rcx
+	popq %rax
+	iretq
+
+	.section .data
+	.balign 8
+seen: .quad 0
+port: .long 0, 0
+add_shared_info:
+	.short 0x7ff0, 0
+	.long 0
+	.quad 0, 0x200
+set_vector: .long 0, VECTOR
+bind_ipi: .long 0, 0
+bind_timer: .long 0, 0, 0, 0
+singleshot: .quad 1, 0
+table_pointer:
+	.word 4095
+	.quad table
+	.section .bss
+	.balign 16
+table: .space 4096

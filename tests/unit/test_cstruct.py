@@ -1,0 +1,88 @@
+"""The declared structures against the C compiler's layout of Xen's public headers, in both ABIs."""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+from elftools.elf.elffile import ELFFile
+
+from vmm.xenabi import structs  # noqa: F401  (declares them)
+from vmm.xenabi.cstruct import U8, U32, U64, ULONG, Abi, Struct
+
+HEADERS = Path("/usr/include/xen")
+# Where a declared field has another name in C: inside a union or an array.
+C_NAMES = {
+    ("evtchn_status", "u_dom"): "u.interdomain.dom",
+    ("evtchn_status", "u_port"): "u.interdomain.port",
+    ("vcpu_register_runstate_memory_area", "addr"): "addr.p",
+    ("vcpu_runstate_info", "time_running"): "time[0]",
+    ("vcpu_runstate_info", "time_runnable"): "time[1]",
+    ("vcpu_runstate_info", "time_blocked"): "time[2]",
+    ("vcpu_runstate_info", "time_offline"): "time[3]",
+    **{("multicall_entry", f"arg{n}"): f"args[{n}]" for n in range(6)},
+    ("xen_add_to_physmap_batch", "u"): "u.foreign_domid",
+}
+
+
+def compiled_layout(declared: list[type[Struct]], abi: Abi, folder: Path) -> list[int]:
+    """Sizes and offsets as the compiler has them, in the order of the declarations."""
+    source = ["#include <stdint.h>", "#include <stddef.h>", "#define __XEN_TOOLS__ 1", "#include <xen/xen.h>"]
+    source += [f"#include <xen/{header}>" for header in sorted({kind.HEADER for kind in declared})]
+    source.append("const uint64_t layout[] = {")
+    for kind in declared:
+        source.append(f"sizeof(struct {kind.C_NAME}),")
+        for field in kind.FIELDS:
+            source.append(f"offsetof(struct {kind.C_NAME}, {C_NAMES.get((kind.C_NAME, field), field)}),")
+    source.append("};")
+    (folder / "layout.c").write_text("\n".join(source))
+    mode = "-m64" if abi is Abi.X86_64 else "-m32"
+    command = ["gcc", mode, "-ffreestanding", "-c", "-o", str(folder / "layout.o"), str(folder / "layout.c")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    with open(folder / "layout.o", "rb") as handle:
+        data = ELFFile(handle).get_section_by_name(".rodata").data()
+    return [int.from_bytes(data[at : at + 8], "little") for at in range(0, len(data), 8)]
+
+
+@pytest.mark.parametrize("abi", Abi, ids=lambda abi: abi.name)
+def test_every_declared_structure_has_the_compilers_layout(abi: Abi, tmp_path: Path) -> None:
+    assert HEADERS.is_dir(), "install libxen-dev: the public headers are what the declarations are checked against"
+    assert shutil.which("gcc")
+    declared = [kind for kind in Struct.DECLARED if kind.__module__ == structs.__name__]
+    assert len(declared) > 25
+    expected = compiled_layout(declared, abi, tmp_path)
+    ours = []
+    names = []
+    for kind in declared:
+        ours.append(kind.sizeof(abi))
+        names.append(f"sizeof {kind.C_NAME}")
+        for field in kind.FIELDS:
+            ours.append(kind.offsetof(field, abi))
+            names.append(f"{kind.C_NAME}.{field}")
+    differing = [(name, a, b) for name, a, b in zip(names, ours, expected, strict=True) if a != b]
+    assert not differing
+
+
+class Sample(Struct, c_name="sample", header="none"):
+    small: U8
+    word: ULONG
+    wide: U64
+    last: U32
+
+
+def test_pack_and_unpack_are_inverse_in_both_abis() -> None:
+    for abi in Abi:
+        value = Sample(small=1, word=2, wide=3, last=4)
+        assert Sample.unpack(value.pack(abi), abi) == value
+
+
+def test_64_bit_words_align_to_4_in_a_32_bit_structure() -> None:
+    assert Sample.offsetof("wide", Abi.X86_32) == 8
+    assert Sample.sizeof(Abi.X86_32) == 20
+    assert Sample.sizeof(Abi.X86_64) == 32
+
+
+def test_unknown_field_is_refused() -> None:
+    with pytest.raises(TypeError, match="no field nothing"):
+        Sample(nothing=1)
