@@ -33,6 +33,7 @@ _XEN_HCALL = 1
 _EPERM = (1 << 64) - errno.EPERM
 _ENOSYS = (1 << 64) - errno.ENOSYS
 _RFLAGS_RESERVED = 2
+_RESET_RIP, _RESET_CS = 0xFFF0, 0xF000
 _CR0_PE, _CR0_ET = 1, 1 << 4
 
 
@@ -63,7 +64,7 @@ class Vcpu:
             Exit.INTERRUPTED: kvm.kick_seen,
             Exit.INTR: kvm.kick_seen,
             Exit.X86_WRMSR: self._write_msr,
-            Exit.SHUTDOWN: lambda: domain.crash("triple fault", self.id),
+            Exit.SHUTDOWN: self._triple_fault,
             Exit.INTERNAL_ERROR: self._internal_error,
             Exit.FAIL_ENTRY: self._fail_entry,
         }
@@ -162,6 +163,12 @@ class Vcpu:
                 msr.error = 0
         else:
             msr.error = 1
+
+    def _triple_fault(self) -> None:
+        text = "triple fault"
+        if self.kvm.regs.rip == _RESET_RIP and self._cs.selector == _RESET_CS:
+            text += " (AMD-V keeps no state after one: the registers are those of the reset that KVM made of it)"
+        self.domain.crash(text, self.id)
 
     def _internal_error(self) -> None:
         suberror = self.kvm.run.internal.suberror

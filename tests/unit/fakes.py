@@ -1,0 +1,148 @@
+"""Plain objects that stand in for the world around the Xen ABI."""
+
+import errno
+from collections import Counter
+
+from vmm.xenabi.constants import PAGE_BYTES, ShutdownReason
+from vmm.xenabi.cstruct import Abi
+from vmm.xenabi.evtchn import EventChannels
+from vmm.xenabi.grants import GrantTable
+from vmm.xenabi.interfaces import Call, Domid, Gfn, Gpa, Identity, MemmapEntry, VcpuId, XenError
+
+
+class Bytes:
+    """Shared memory without anybody to share it with."""
+
+    def __init__(self, size_bytes: int = PAGE_BYTES) -> None:
+        self.data = bytearray(size_bytes)
+
+    def read(self, offset_bytes: int, size_bytes: int) -> bytes:
+        return bytes(self.data[offset_bytes : offset_bytes + size_bytes])
+
+    def write(self, offset_bytes: int, data: bytes) -> None:
+        self.data[offset_bytes : offset_bytes + len(data)] = data
+
+    def _word(self, offset_bytes: int, change: int, *, both: bool) -> int:
+        before = int.from_bytes(self.read(offset_bytes, 8), "little")
+        after = before | change if both else before & change
+        self.write(offset_bytes, after.to_bytes(8, "little"))
+        return before
+
+    def fetch_or_64(self, offset_bytes: int, bits: int) -> int:
+        return self._word(offset_bytes, bits, both=True)
+
+    def fetch_and_64(self, offset_bytes: int, bits: int) -> int:
+        return self._word(offset_bytes, bits, both=False)
+
+
+class Vcpu:
+    """A vCPU whose virtual memory is one stretch of bytes from `base` on."""
+
+    def __init__(self, vcpu_id: int = 0, base: int = 0x1000, size_bytes: int = 1 << 16) -> None:
+        self.id = VcpuId(vcpu_id)
+        self.online = True
+        self.info: Bytes | None = Bytes(64)
+        self.upcalls = 0
+        self.vector = 0
+        self.timer: int | None = None
+        self.period: int | None = None
+        self.base = base
+        self.memory = Bytes(size_bytes)
+
+    def _offset(self, address: int, size_bytes: int) -> int:
+        offset = address - self.base
+        if offset < 0 or offset + size_bytes > len(self.memory.data):
+            raise XenError(errno.EFAULT)
+        return offset
+
+    def read_virtual(self, address: int, size_bytes: int) -> bytes:
+        return self.memory.read(self._offset(address, size_bytes), size_bytes)
+
+    def write_virtual(self, address: int, data: bytes) -> None:
+        self.memory.write(self._offset(address, len(data)), data)
+
+    def upcall(self) -> None:
+        self.upcalls += 1
+
+    def set_upcall_vector(self, vector: int) -> None:
+        self.vector = vector
+
+    def set_info(self, gpa: Gpa) -> None:
+        self.info = Bytes(64)
+
+    def set_timer(self, deadline_ns: int | None) -> None:
+        self.timer = deadline_ns
+
+    def set_periodic_timer(self, period_ns: int | None) -> None:
+        self.period = period_ns
+
+    def stop_requested(self) -> bool:
+        return False
+
+
+class Memory:
+    """An address space that only remembers what was placed."""
+
+    pages = 65536
+    maximum_gfn = Gfn(0xFFFF)
+
+    def __init__(self) -> None:
+        self.placed: dict[int, int] = {}
+
+    def map(self) -> list[MemmapEntry]:
+        return [MemmapEntry(Gpa(0), 1 << 20, 1), MemmapEntry(Gpa(1 << 20), 1 << 28, 1)]
+
+    def shared(self, gpa: Gpa, size_bytes: int) -> Bytes:
+        raise XenError(errno.EINVAL)
+
+    def place_xen_page(self, gfn: Gfn, page: int) -> None:
+        if gfn > 1 << 28:
+            raise XenError(errno.EINVAL)
+        self.placed[page] = gfn
+
+    def remove_page(self, gfn: Gfn) -> None:
+        if gfn > 1 << 28:
+            raise XenError(errno.EINVAL)
+
+
+class Domain:
+    """A domain for hypercalls, with two vCPUs."""
+
+    def __init__(self, vcpus: int = 2) -> None:
+        self.domid = Domid(1)
+        self.handle = bytes(range(16))
+        self.privileged = False
+        self.identity = Identity(4, 17, ".7", "cc", "me", "here", "today", "xen-3.0-x86_64 ", "")
+        self.hvm_params: dict[int, int] = {}
+        self.shutdown_reason: ShutdownReason | None = None
+        self.unknown_hypercalls: Counter[str] = Counter()
+        self.vcpus = [Vcpu(index) for index in range(vcpus)]
+        self.memory = Memory()
+        self.shared_info = Bytes()
+        self.events = EventChannels(self.vcpus)
+        self.events.attach(self.shared_info, Abi.X86_64)
+        self.grants = GrantTable(1)
+        self.printed = b""
+        self.ended: list[ShutdownReason] = []
+        self.crashes: list[str] = []
+
+    def console_write(self, data: bytes) -> None:
+        self.printed += data
+
+    def system_time_ns(self) -> int:
+        return 10**9
+
+    def shutdown(self, reason: ShutdownReason) -> None:
+        self.ended.append(reason)
+
+    def crash(self, reason: str) -> None:
+        self.crashes.append(reason)
+
+    def place_shared_info(self, gfn: Gfn, abi: Abi) -> None:
+        self.memory.place_xen_page(gfn, 0)
+
+    def call(self, number: int, *args: int, abi: Abi = Abi.X86_64, vcpu: int = 0) -> Call:
+        """A hypercall in hand."""
+        made = Call(self, self.vcpus[vcpu])
+        made.abi, made.number, made.args = abi, number, (*args, 0, 0, 0, 0, 0, 0)[:6]
+        return made

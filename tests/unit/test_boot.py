@@ -1,0 +1,185 @@
+"""Laying a guest out: start_info, modules, command line, ACPI tables, CPUID, initramfs."""
+
+import re
+import struct
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.unit.images import Load, elf, good, note
+from vmm.boot import acpi, pvh
+from vmm.boot.cpio import CpioWriter
+from vmm.boot.elf import ElfImage
+from vmm.boot.errors import ImageError
+from vmm.guest_cpuid import guest_cpuid
+from vmm.kvm import CpuidEntry
+from vmm.xenabi.constants import E820
+from vmm.xenabi.cpuid import tsc_scale
+from vmm.xenabi.interfaces import Gpa, MemmapEntry
+from vmm.xenabi.structs import HvmMemmapEntry, HvmModlistEntry, HvmStartInfo
+
+MIB = 1 << 20
+
+
+class Memory:
+    """Guest memory of 16 MiB with the usual map."""
+
+    low_ram_bytes = 16 * MIB
+
+    def __init__(self) -> None:
+        self.data = memoryview(bytearray(self.low_ram_bytes))
+
+    def view(self, gpa: int, size_bytes: int) -> memoryview:
+        return self.data[gpa : gpa + size_bytes]
+
+    def write(self, gpa: int, data: bytes | memoryview) -> None:
+        self.data[gpa : gpa + len(data)] = data
+
+    def map(self) -> list[MemmapEntry]:
+        return [
+            MemmapEntry(Gpa(0), 0xA0000, E820.RAM),
+            MemmapEntry(Gpa(0xA0000), 0x60000, E820.RESERVED),
+            MemmapEntry(Gpa(MIB), 15 * MIB, E820.RAM),
+        ]
+
+
+def test_start_info_leads_to_modules_command_line_and_map() -> None:
+    memory = Memory()
+    modules = [pvh.Module("one", memoryview(b"first"), "text"), pvh.Module("two", memoryview(b"second"))]
+    entry = pvh.load(memory, ElfImage(good(), "image"), "console=hvc0", modules, rsdp=0xFC008000)
+    assert entry.eip == 0x100000
+    info = HvmStartInfo.unpack(memory.view(entry.ebx, HvmStartInfo.sizeof()))
+    assert (info.magic, info.version, info.nr_modules, info.rsdp_paddr) == (0x336EC578, 1, 2, 0xFC008000)
+    assert bytes(memory.view(info.cmdline_paddr, 13)) == b"console=hvc0\0"
+    size = HvmModlistEntry.sizeof()
+    listed = [HvmModlistEntry.unpack(memory.view(info.modlist_paddr + n * size, size)) for n in range(2)]
+    assert bytes(memory.view(listed[0].paddr, listed[0].size)) == b"first"
+    assert bytes(memory.view(listed[0].cmdline_paddr, 5)) == b"text\0"
+    assert listed[1].cmdline_paddr == 0
+    size = HvmMemmapEntry.sizeof()
+    found = [HvmMemmapEntry.unpack(memory.view(info.memmap_paddr + n * size, size)) for n in range(info.memmap_entries)]
+    assert [(row.addr, row.size, row.type) for row in found] == [tuple(row) for row in memory.map()]
+
+
+def test_nothing_that_is_placed_overlaps_the_image() -> None:
+    memory = Memory()
+    image = ElfImage(elf([Load(0x100000, b"\xf4" * 5000, 9000)], note(0x100000)), "image")
+    entry = pvh.load(memory, image, "x", [pvh.Module("m", memoryview(b"\x55" * 100))], rsdp=0)
+    info = HvmStartInfo.unpack(memory.view(entry.ebx, HvmStartInfo.sizeof()))
+    assert bytes(memory.view(0x100000, 5000)) == b"\xf4" * 5000
+    assert min(entry.ebx, info.cmdline_paddr, info.modlist_paddr, info.memmap_paddr) >= 0x100000 + 9000
+
+
+@pytest.mark.parametrize(
+    ("loads", "text", "module", "reason"),
+    [
+        ([Load(0x100000, b"x", 64 * MIB)], "", b"", "is not RAM of this guest"),
+        ([Load(0x9F000, b"x", 8192), Load(0x100000, b"x")], "", b"", "is not RAM of this guest"),
+        ([Load(1 << 40, b"x"), Load(0x100000, b"x")], "", b"", "is not RAM of this guest"),
+        ([Load(0x100000, b"x")], "y" * 4096, b"", "at most 4095 fit"),
+        ([Load(0x100000, b"x")], "a\0b", b"", "zero byte"),
+        ([Load(0x100000, b"x")], "", b"z" * (16 * MIB), "does not fit into the guest's memory"),
+    ],
+)
+def test_what_does_not_fit_is_refused_with_its_reason(loads: list[Load], text: str, module: bytes, reason: str) -> None:
+    modules = [pvh.Module("the initrd", memoryview(module))] if module else []
+    with pytest.raises(ImageError, match=reason):
+        pvh.load(Memory(), ElfImage(elf(loads, note(0x100000)), "image"), text, modules, rsdp=0)
+
+
+# ------------------------------------------------------------------------------------------------- ACPI
+
+# The FADT that Xen 4.17 gives a PVH domU, without its checksum and the DSDT's address, which depend on the rest.
+FADT_OF_THE_REFERENCE = """
+46414350 0c010000 05f15865 6e000000 48564d00 00000000 00000000 48564d4c
+00000000 001000fc 401000fc 00000900 00000000 00000000 00b00000 00000000
+04b00000 00000000 00000000 00000000 e0af0000 00000000 04020000 04000000
+ff0fff0f 00000000 00000000 00240000 75810000 01080000 f90c0000 00000000
+06000000 001000fc 00000000 401000fc 00000000 01200000 00b00000 00000000
+00000000 00000000 00000000 01100000 04b00000 00000000
+"""
+
+
+def tables(vcpus: int) -> dict[bytes, bytes]:
+    """The tables by signature, found as a guest finds them: RSDP, XSDT, then each address."""
+    memory = acpi.build(vcpus)
+
+    def at(address: int, size: int) -> bytes:
+        return memory[address - acpi.ACPI_BASE :][:size]
+
+    def table(address: int) -> bytes:
+        return at(address, struct.unpack("<I", at(address + 4, 4))[0])
+
+    rsdp = at(acpi.RSDP_ADDRESS, 36)
+    assert rsdp[:8] == b"RSD PTR "
+    assert sum(rsdp[:20]) % 256 == sum(rsdp) % 256 == 0
+    xsdt = table(struct.unpack("<Q", rsdp[24:32])[0])
+    found = {b"XSDT": xsdt}
+    for (address,) in struct.iter_unpack("<Q", xsdt[36:]):
+        found[table(address)[:4]] = table(address)
+    facs, dsdt = struct.unpack("<II", found[b"FACP"][36:44])
+    return {**found, b"DSDT": table(dsdt), b"FACS": table(facs)}
+
+
+def test_tables_are_found_and_their_checksums_hold() -> None:
+    found = tables(2)
+    assert set(found) == {b"XSDT", b"FACP", b"APIC", b"DSDT", b"FACS"}
+    for signature, table in found.items():
+        assert signature == b"FACS" or sum(table) % 256 == 0, signature
+
+
+def test_fadt_is_the_references() -> None:
+    expected = bytes.fromhex(FADT_OF_THE_REFERENCE).ljust(268, b"\0")
+    found = tables(1)[b"FACP"]
+    assert [n for n in range(268) if found[n] != expected[n] and n != 9] == []
+
+
+def test_madt_is_the_references_for_one_and_two_vcpus() -> None:
+    one = "41504943340000000200 58656e000000 48564d0000000000 00000000 48564d4c 00000000 0000e0fe 01000000 0008000001000000"
+    two = one.replace("4150494334", "415049433c") + "0008010201000000"
+    for vcpus, expected in ((1, one), (2, two)):
+        found = bytearray(tables(vcpus)[b"APIC"])
+        found[9] = 0
+        assert found == bytes.fromhex(expected)
+
+
+# ------------------------------------------------------------------------------------------------ CPUID
+
+
+def test_time_leaf_scale_is_the_references() -> None:
+    assert tsc_scale(0x27AC40) == (0xC4EC4EC4, -1)
+
+
+def test_guest_cpuid_names_xen_and_hides_what_xen_hides() -> None:
+    every = 0xFFFFFFFF
+    host = [CpuidEntry(leaf, None, every, every, every, every) for leaf in (1, 0xA, 0x40000000, 0x40000001, 0x80000007)]
+    leaves = guest_cpuid(host, vcpu=3, vcpus=4, domid=9, version=(4, 17), tsc_khz=2_000_000)
+    by_number = {leaf.function: leaf for leaf in leaves if leaf.subleaf in (None, 0)}
+    assert by_number[1].ebx >> 24 == 6
+    assert by_number[1].ecx >> 24 & 1 == 0
+    assert by_number[1].ecx >> 31 == 1
+    assert by_number[0xA][2:] == by_number[0x80000007][2:] == (0, 0, 0, 0)
+    assert struct.pack("<III", *by_number[0x40000000][3:]) == b"XenVMMXenVMM"
+    assert by_number[0x40000004][2:] == (0x5C, 3, 9, 0)
+    assert sum(leaf.function == 0x40000001 for leaf in leaves) == 1
+
+
+# ------------------------------------------------------------------------------------------- initramfs
+
+
+def test_cpio_archive_is_what_cpio_reads(tmp_path: Path) -> None:
+    archive = CpioWriter()
+    archive.folder("bin")
+    archive.file("bin/tool", b"content", 0o755)
+    archive.symlink("bin/link", "tool")
+    archive.character_device("console", 5, 1)
+    (tmp_path / "archive").write_bytes(archive.finish())
+    busybox = Path("/bin/busybox")
+    assert busybox.exists(), "install busybox-static: its cpio reads what was written"
+    with open(tmp_path / "archive", "rb") as stream:
+        listed = subprocess.run([busybox, "cpio", "-tv"], stdin=stream, capture_output=True, text=True, check=True).stdout
+    assert re.search(r"^drwxr-xr-x.* bin$", listed, re.M)
+    assert re.search(r"^-rwxr-xr-x.* 7 .* bin/tool$", listed, re.M)
+    assert re.search(r"^lrwxrwxrwx.* bin/link -> tool$", listed, re.M)
+    assert re.search(r"^crw-------.* console$", listed, re.M)
