@@ -4,6 +4,7 @@ Each suite has its own apt configuration under `CACHE/apt/SUITE`; the archive's 
 machine's own apt configuration.  Needs nothing but Python, apt and dpkg-deb.
 """
 
+import errno
 import fcntl
 import os
 import re
@@ -53,13 +54,19 @@ def _locked(path: Path) -> Iterator[None]:
 
 def unpack_once(target: Path, fill: Callable[[Path], None]) -> Path:
     """`target`, filled by `fill` the first time; half-made folders never keep the final name."""
-    with _locked(CACHE / "locks" / target.name):
-        if not target.exists():
-            partial = target.with_name(target.name + ".partial")
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            fill(partial)
-            partial.rename(target)
+    if target.exists():
+        return target
+    try:
+        with _locked(CACHE / "locks" / target.name):
+            if not target.exists():
+                partial = target.with_name(target.name + ".partial")
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+                fill(partial)
+                partial.rename(target)
+    except OSError as error:
+        hint = "; fetch it outside of L1 first" if error.errno == errno.EROFS else ""
+        raise FetchError(f"cannot fill the cache at {target}: {error.strerror}{hint}") from None
     return target
 
 

@@ -35,7 +35,7 @@ def system() -> System:
 def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Assemble a micro-guest, once a session."""
     folder = tmp_path_factory.mktemp("guests")
-    flags = "-nostdlib -static -no-pie -Wl,--build-id=none -Wl,-z,noexecstack -Wl,--no-warn-rwx-segments".split()
+    flags = ["-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none", "-Wl,-z,noexecstack", "-Wl,--no-warn-rwx-segments"]
 
     def assemble(name: str) -> Path:
         image = folder / name

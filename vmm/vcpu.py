@@ -57,7 +57,7 @@ class Vcpu:
         run = kvm.run
         self._io, self._mmio, self._msr, self._hcall = run.io, run.mmio, run.msr, run.xen.u.hcall
         self._cs, self._ss = kvm.sregs.cs, kvm.sregs.ss
-        self._exits: dict[int, Callable[[], None]] = {
+        self.exit_handlers: dict[int, Callable[[], None]] = {
             Exit.IO: self._port,
             Exit.XEN: self._xen,
             Exit.MMIO: self._mmio_access,
@@ -113,7 +113,7 @@ class Vcpu:
 
     def _main(self) -> None:
         self.kvm.claim()
-        kvm, exits = self.kvm, self._exits
+        kvm, exits = self.kvm, self.exit_handlers
         try:
             while not self._stopping:
                 while self._requests:

@@ -49,7 +49,8 @@ def test_32_bit_caller_uses_the_32_bit_convention(build: Build, page_transport: 
 
 
 @pytest.mark.skipif(
-    not {"vmx", "svm"} & cpu_flags(), reason="needs VT-x or AMD-V: a KVM that emulates faults on an interrupt from user code"
+    not {"vmx", "svm"} & cpu_flags(),
+    reason="needs VT-x or AMD-V: a KVM that emulates faults on an interrupt from user code",
 )
 def test_user_code_gets_eperm(build: Build, page_transport: Transport) -> None:
     passes(run(DomainConfig(build("cpl3"), transport=page_transport)))

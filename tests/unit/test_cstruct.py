@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from elftools.elf.elffile import ELFFile
 
-from vmm.xenabi import structs  # noqa: F401  (declares them)
+from vmm.xenabi import structs
 from vmm.xenabi.cstruct import U8, U32, U64, ULONG, Abi, Struct
 
 HEADERS = Path("/usr/include/xen")

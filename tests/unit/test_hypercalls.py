@@ -142,9 +142,9 @@ def test_long_multicall_gives_way_where_it_stopped(domain: Domain, abi: Abi) -> 
     assert last.result == 0x40011
 
 
-COMMANDS = {
-    number: [None] if isinstance(found, Entry) else [*found.entries, 63] for number, found in TABLE.items()
-} | {63: [None]}
+COMMANDS = {number: [None] if isinstance(found, Entry) else [*found.entries, 63] for number, found in TABLE.items()} | {
+    63: [None]
+}
 WORDS = st.one_of(
     st.integers(0, 2**64 - 1),
     st.sampled_from([0, 1, ARGUMENT, 0x1000, 0x10FF8, 0x11000, 0x7FFFFFFF, 0xFFFFFFFF, 2**63, 2**64 - 1]),

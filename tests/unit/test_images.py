@@ -110,6 +110,7 @@ BAD_ELF = {
     "overlap": elf([Load(0x100000, b"x", 8192), Load(0x101000, b"y")], note(0x100000)),
     "wraps around": elf([Load(2**64 - 4096, b"x", 8192), Load(0x100000, b"y")], note(0x100000)),
     "more bytes in the file": elf([Load(0x100000, b"x" * 100, 1)], note(0x100000)),
+    "ends within its header": good()[:5],
     "is truncated": good()[:-40],
 }
 

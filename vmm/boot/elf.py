@@ -18,6 +18,7 @@ PF_X = 1
 PHYS32_ENTRY = 18
 """XEN_ELFNOTE_PHYS32_ENTRY: the 32-bit physical address at which to enter."""
 
+MIN_ELF_BYTES = 52
 MAX_NOTES_BYTES = 1 << 20
 _MACHINES = {"EM_386", "EM_X86_64"}
 
@@ -50,6 +51,8 @@ class ElfImage:
         self.name = name
         if data[:4] != b"\x7fELF":
             raise ImageError(f"{name} is neither an ELF file nor a bzImage")
+        if len(data) < MIN_ELF_BYTES:
+            raise ImageError(f"{name} is a broken ELF file: it ends within its header")
         if data[4] not in (1, 2) or data[5] != 1:
             raise ImageError(f"{name} is not a little-endian x86 ELF file")
         self._parse = struct_parse

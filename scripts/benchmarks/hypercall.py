@@ -1,0 +1,53 @@
+"""A hypercall through the whole Python path against a bare exit of the same guest under a C loop."""
+
+import ctypes
+import subprocess
+import tempfile
+import time
+from pathlib import Path
+
+from scripts.benchmarks.guests import assemble
+from scripts.benchmarks.table import Row
+from tests.guests import running
+from vmm.config import DomainConfig
+from vmm.xenabi.transport import Transport
+
+HERE = Path(__file__).resolve().parent
+EXITS = 20000
+
+
+def measure(runs: int) -> list[Row]:
+    """Microseconds an exit, interleaved, and their ratio run by run."""
+    with tempfile.TemporaryDirectory() as folder:
+        library = Path(folder) / "exits.so"
+        subprocess.run(["gcc", "-O2", "-shared", "-fPIC", "-o", library, HERE / "exits.c"], check=True)
+        bare = ctypes.CDLL(str(library)).enter_many
+        bare.argtypes, bare.restype = (ctypes.c_int, ctypes.c_long), ctypes.c_long
+        image = assemble("hypercalls", Path(folder))
+        config = DomainConfig(image, transport=Transport.PAGE)
+        with running(config) as (domain, transcript):
+            while "ready" not in transcript.text:
+                time.sleep(0.01)
+            time.sleep(0.1)
+            vcpu = domain.vcpus[0]
+            vcpu.stop()
+            vcpu.join()
+            vcpu.kvm.kick_seen()
+            enter, exits = vcpu.kvm.enter, vcpu.exit_handlers
+            python_us, bare_us = [], []
+            for _ in range(runs):
+                start = time.perf_counter()
+                for _ in range(EXITS):
+                    exits[enter()]()
+                middle = time.perf_counter()
+                done = bare(vcpu.kvm.fd, EXITS)
+                end = time.perf_counter()
+                assert done == EXITS
+                python_us.append((middle - start) / EXITS * 1e6)
+                bare_us.append((end - middle) / EXITS * 1e6)
+    ratios = [slow / fast for slow, fast in zip(python_us, bare_us, strict=True)]
+    return [
+        Row("xen_version, whole Python path", python_us, "us"),
+        Row("bare exit of the same guest, C loop", bare_us, "us"),
+        Row("ratio", ratios, "times", 2.0),
+    ]

@@ -1,0 +1,56 @@
+"""From exec of `pyvmm run` to its first KVM_RUN, and what the process holds."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from scripts.benchmarks.guests import assemble
+from scripts.benchmarks.table import Row
+
+# The command itself, but for one line on stderr when the guest is first entered.
+PROBE = """
+import sys, time
+from vmm.kvm import vcpu
+enter = vcpu.Vcpu.enter
+def first(self):
+    sys.stderr.write(f"first {time.monotonic_ns()}\\n")
+    vcpu.Vcpu.enter = enter
+    return enter(self)
+vcpu.Vcpu.enter = first
+from vmm.cli import main
+status = main()
+sys.stderr.write("peak " + [line for line in open("/proc/self/status") if line.startswith("VmHWM")][0].split()[1] + "\\n")
+sys.exit(status)
+"""
+
+
+def measure(runs: int) -> list[Row]:
+    """Milliseconds and MiB."""
+    with tempfile.TemporaryDirectory() as folder:
+        image = assemble("hello", Path(folder))
+        first_ms, interpreter_ms, peak_mib = [], [], []
+        for _ in range(runs):
+            start = time.monotonic_ns()
+            subprocess.run([sys.executable, "-c", "pass"], check=True)
+            interpreter_ms.append((time.monotonic_ns() - start) / 1e6)
+            start = time.monotonic_ns()
+            done = subprocess.run(
+                [sys.executable, "-c", PROBE, "run", "--pvh", str(image)], capture_output=True, text=True, check=True
+            )
+            said = dict(line.split() for line in done.stderr.splitlines())
+            first_ms.append((int(said["first"]) - start) / 1e6)
+            peak_mib.append(int(said["peak"]) / 1024)
+        imports = subprocess.run(
+            [sys.executable, "-X", "importtime", "-c", PROBE, "run", "--pvh", str(image)],
+            capture_output=True, text=True, check=True,
+        )  # fmt: skip
+    if os.environ.get("PYVMM_BENCH_IMPORTS"):
+        print(imports.stderr)
+    return [
+        Row("exec of pyvmm run to the first KVM_RUN", first_ms, "ms", 120),
+        Row("of which: an empty Python, start to end", interpreter_ms, "ms"),
+        Row("peak resident memory, guest's few pages included", peak_mib, "MiB", 45),
+    ]

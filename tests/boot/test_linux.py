@@ -1,0 +1,84 @@
+"""Stock Debian kernels from their first line to power-off."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.guests import Ended, run
+from vmm.boot.image import open_file
+from vmm.boot.pvh import Module
+from vmm.config import DomainConfig
+from vmm.kvm import System
+from vmm.xenabi.constants import ShutdownReason
+from vmm.xenabi.transport import Transport
+
+SCRIPT = r"""
+echo "initramfs: $(uname -r)"
+for name in type guest_type version/major version/minor version/extra properties/features; do
+    echo "$name=$(cat /sys/hypervisor/$name)"
+done
+echo "clocksource=$(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)"
+cat /proc/interrupts /proc/iomem
+ls /sys/firmware/acpi/tables
+poweroff -f
+"""
+TIMEOUT_S = 240
+
+
+def boot(
+    image: Path, initrd: Path, transport: Transport | None, command_line: str = "console=hvc0 earlyprintk=xen"
+) -> Ended:
+    config = DomainConfig(image, command_line=command_line, memory_bytes=256 << 20, transport=transport)
+    module = Module("the initrd", memoryview(open_file(initrd, "initrd")))
+    return run(config, [module], timeout_s=TIMEOUT_S)
+
+
+def powered_off(ended: Ended) -> None:
+    assert ended.outcome is not None, ended.console[-3000:]
+    assert ended.outcome.reason is ShutdownReason.poweroff, (ended.outcome, ended.console[-3000:])
+
+
+def test_debian_6_1_boots_as_xen_pvh(
+    kernel: Callable[[str], Path], initramfs: Callable[[str], Path], direct_transport: Transport
+) -> None:
+    ended = boot(kernel("6.1"), initramfs(SCRIPT), direct_transport)
+    powered_off(ended)
+    text = ended.console
+    assert text.startswith("[    0.000000] Linux version 6.1.")
+    for line in ("Hypervisor detected: Xen HVM", "Xen version 4.17.", "Booting kernel on Xen PVH", "Xen version: 4.17.7"):
+        assert line in text
+    assert "initramfs: 6.1." in text
+    for line in (
+        "type=xen",
+        "guest_type=PVH",
+        "version/major=4",
+        "version/minor=17",
+        "version/extra=.7",
+        "clocksource=xen",
+    ):
+        assert line in text
+    assert "properties/features=00012305" in text
+    assert "using vcpuop timer interface" in text
+    for name in ("timer0", "resched0", "callfuncsingle0", "hvc_console"):
+        assert name in text
+    for table in ("APIC", "DSDT", "FACP", "FACS"):
+        assert f"\n{table}" in text
+    assert not ended.domain.why_no_hypercalls()
+
+
+def test_debian_6_12_boots_as_xen_pvh(
+    kernel: Callable[[str], Path], initramfs: Callable[[str], Path], system: System
+) -> None:
+    ended = boot(kernel("6.12"), initramfs(SCRIPT), None)
+    powered_off(ended)
+    assert "Hypervisor detected: Xen HVM" in ended.console
+    assert "initramfs: 6.12." in ended.console
+    assert "clocksource=xen" in ended.console
+
+
+def test_panic_is_a_crash_with_the_guests_last_words(
+    kernel: Callable[[str], Path], initramfs: Callable[[str], Path], system: System
+) -> None:
+    ended = boot(kernel("6.1"), initramfs("echo c >/proc/sysrq-trigger\n"), None, "console=hvc0 quiet panic=-1")
+    assert ended.outcome is not None
+    assert ended.outcome.reason in (ShutdownReason.crash, ShutdownReason.reboot)
+    assert "Kernel panic" in ended.console

@@ -1,0 +1,19 @@
+"""Running `pyvmm` as a user types it."""
+
+import subprocess
+import sys
+
+
+def pyvmm(*arguments: object, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+    """Run the command as a user does."""
+    command = [sys.executable, "-c", "import sys; from vmm.cli import main; sys.exit(main())", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+
+
+def one_sentence(done: subprocess.CompletedProcess[str], status: int, reason: str) -> None:
+    """It failed with this status and one line that holds this reason."""
+    assert done.returncode == status, done.stderr
+    assert reason in done.stderr
+    assert done.stderr.startswith("pyvmm: ")
+    assert "Traceback" not in done.stderr
+    assert done.stderr.count("\n") == 1
