@@ -25,7 +25,10 @@ TIMEOUT_S = 240
 
 
 def boot(
-    image: Path, initrd: Path, transport: Transport | None, command_line: str = "console=hvc0 earlyprintk=xen ignore_loglevel"
+    image: Path,
+    initrd: Path,
+    transport: Transport | None,
+    command_line: str = "console=hvc0 earlyprintk=xen ignore_loglevel",
 ) -> Ended:
     config = DomainConfig(image, command_line=command_line, memory_bytes=256 << 20, transport=transport)
     module = Module("the initrd", memoryview(open_file(initrd, "initrd")))

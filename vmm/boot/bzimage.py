@@ -2,7 +2,6 @@
 
 from mmap import mmap
 
-from vmm.boot.decompress import Corrupt, decompress
 from vmm.boot.errors import ImageError
 
 MAGIC_OFFSET, MAGIC = 0x202, b"HdrS"
@@ -17,6 +16,8 @@ def is_bzimage(data: bytes | mmap) -> bool:
 
 def payload(data: bytes | mmap, name: str) -> bytes:
     """The plain ELF inside; ImageError where it is not there or cannot be unpacked."""
+
+    from vmm.boot.decompress import Corrupt, decompress  # its codecs are not for guests that need none
 
     def field(offset: int, size: int) -> int:
         return int.from_bytes(data[offset : offset + size], "little")
