@@ -18,7 +18,7 @@ from vmm.devices.ports import Ports
 from vmm.eventloop import EventLoop
 from vmm.features import Feature, named
 from vmm.guest_cpuid import guest_cpuid
-from vmm.kvm import MsiRoute, System, allow_kicks
+from vmm.kvm import MsiRoute, System, XenFlag, allow_kicks
 from vmm.kvm.capabilities import msr_filter_available
 from vmm.memory import GuestMemory
 from vmm.vcpu import Vcpu
@@ -113,6 +113,8 @@ class Domain:
             )
             vcpu.kvm.set_msr(MSR_MTRR_DEF_TYPE, MTRR_ENABLED | MTRR_WRITE_BACK)
             vm.irqfd(vcpu.upcall_fd, index)
+            if self.transport is Transport.KVM_XEN and XenFlag.EVTCHN_SEND in system.xen_flags():
+                vcpu.kvm.xen_set_vcpu_id(index)
             for timer in (vcpu.singleshot, vcpu.periodic):
                 self._timers.watch(timer.fd, timer.on_readable)
         self.events = EventChannels(self.vcpus)
@@ -224,6 +226,8 @@ class Domain:
         self.memory.place_xen_page(gfn, SHARED_INFO_PAGE)
         page = self.memory.xen_page(SHARED_INFO_PAGE)
         self.events.attach(page, abi)
+        if self.transport is Transport.KVM_XEN:
+            self.vm.xen_set_long_mode(abi is Abi.X86_64)
         base = gfn * PAGE_BYTES
         for vcpu in self.vcpus:
             vcpu.use_shared_info(Gpa(base))

@@ -1,5 +1,6 @@
 """`pyvmm run`: one guest from its files to its exit status."""
 
+import gc
 import signal
 import sys
 from pathlib import Path
@@ -27,6 +28,8 @@ def run_guest(config: DomainConfig, timeout_s: float | None) -> int:
     try:
         domain = hypervisor.create_domain(config, image, modules, sink)
         modules.clear()
+        gc.freeze()
+        gc.enable()
         domain.start()
         outcome = domain.wait(timeout_s)
         domain.stop()

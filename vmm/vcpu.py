@@ -119,6 +119,8 @@ class Vcpu:
                 while self._requests:
                     self._requests.popleft()()
                 reason = kvm.enter()
+                if not self.online and reason != Exit.INTERRUPTED:
+                    self.online = True  # an application processor that got its SIPI
                 handler = exits.get(reason)
                 if handler is None:
                     self.domain.crash(f"KVM left the guest for a reason that pyvmm does not know ({reason})", self.id)
