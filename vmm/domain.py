@@ -24,7 +24,8 @@ from vmm.memory import GuestMemory
 from vmm.vcpu import Vcpu
 from vmm.xenabi.constants import E820, HYPERCALL_MSR, PAGE_BYTES, HvmParam, ShutdownReason
 from vmm.xenabi.cstruct import Abi
-from vmm.xenabi.evtchn import EventChannels, TwoLevelLayout
+from vmm.xenabi.evtchn import EventChannels
+from vmm.xenabi.evtchn_abi import TwoLevelLayout
 from vmm.xenabi.grants import MAX_FRAMES, GrantTable
 from vmm.xenabi.hypercalls import dispatch
 from vmm.xenabi.interfaces import Call, Domid, Gfn, Gpa, Identity, Port

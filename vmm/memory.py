@@ -64,6 +64,9 @@ class SharedBytes:
     def fetch_and_64(self, offset_bytes: int, bits: int) -> int:
         return self._host.fetch_and_64(self._offset + offset_bytes, bits)
 
+    def exchange_32(self, offset_bytes: int, expected: int, wanted: int) -> int:
+        return self._host.exchange_32(self._offset + offset_bytes, expected, wanted)
+
 
 class GuestMemory:
     """One domain's guest-physical address space, shown to KVM as memory slots."""

@@ -18,7 +18,7 @@ for name in type guest_type version/major version/minor version/extra properties
 done
 echo "clocksource=$(cat /sys/devices/system/clocksource/clocksource0/current_clocksource)"
 cat /proc/interrupts /proc/iomem
-ls /sys/firmware/acpi/tables
+ls -1 /sys/firmware/acpi/tables
 poweroff -f
 """
 TIMEOUT_S = 240

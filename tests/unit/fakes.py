@@ -34,6 +34,12 @@ class Bytes:
     def fetch_and_64(self, offset_bytes: int, bits: int) -> int:
         return self._word(offset_bytes, bits, both=False)
 
+    def exchange_32(self, offset_bytes: int, expected: int, wanted: int) -> int:
+        before = int.from_bytes(self.read(offset_bytes, 4), "little")
+        if before == expected:
+            self.write(offset_bytes, wanted.to_bytes(4, "little"))
+        return before
+
 
 class Vcpu:
     """A vCPU whose virtual memory is one stretch of bytes from `base` on."""
@@ -88,12 +94,15 @@ class Memory:
 
     def __init__(self) -> None:
         self.placed: dict[int, int] = {}
+        self.populated = False
 
     def map(self) -> list[MemmapEntry]:
         return [MemmapEntry(Gpa(0), 1 << 20, 1), MemmapEntry(Gpa(1 << 20), 1 << 28, 1)]
 
     def shared(self, gpa: Gpa, size_bytes: int) -> Bytes:
-        raise XenError(errno.EINVAL)
+        if not self.populated:
+            raise XenError(errno.EINVAL)
+        return Bytes(size_bytes)
 
     def place_xen_page(self, gfn: Gfn, page: int) -> None:
         if gfn > 1 << 28:

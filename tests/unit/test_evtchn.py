@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from tests.unit.fakes import Bytes, Domain, Vcpu
 from vmm.xenabi.constants import EvtchnStatusKind, Virq
 from vmm.xenabi.cstruct import Abi
-from vmm.xenabi.evtchn import EventChannels, TwoLevelLayout
+from vmm.xenabi.evtchn import EventChannels
+from vmm.xenabi.evtchn_abi import TwoLevelLayout
 from vmm.xenabi.interfaces import Domid, Port, VcpuId, XenError
 
 BACKEND = Domid(0)

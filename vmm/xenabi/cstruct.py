@@ -28,7 +28,7 @@ U64 = Annotated[int, "Q"]  # aligned to 4 in a 32-bit structure
 ALIGNED_U64 = Annotated[int, "q"]  # uint64_aligned_t: aligned to 8 in both
 ULONG = Annotated[int, "L"]  # unsigned long, xen_ulong_t, xen_pfn_t
 HANDLE = Annotated[int, "P"]  # XEN_GUEST_HANDLE: an address in the caller's own space
-BYTES16 = Annotated[bytes, "16s"]
+BYTES7 = Annotated[bytes, "7s"]
 
 _SIZES = {"b": 1, "B": 1, "H": 2, "i": 4, "I": 4, "Q": 8, "q": 8}
 _CODES = {"q": "Q"}
@@ -67,18 +67,20 @@ class Struct:
     C_NAME: ClassVar[str]
     HEADER: ClassVar[str]
     FIELDS: ClassVar[tuple[str, ...]]
+    ZEROS: ClassVar[dict[str, int | bytes]]
     LAYOUTS: ClassVar[dict[Abi, _Layout]]
     DECLARED: ClassVar[list[type["Struct"]]] = []
 
     def __init_subclass__(cls, *, c_name: str, header: str) -> None:
         fields = {name: kind.__metadata__[0] for name, kind in cls.__annotations__.items()}
         cls.C_NAME, cls.HEADER, cls.FIELDS = c_name, header, tuple(fields)
+        cls.ZEROS = {name: b"" if code.endswith("s") else 0 for name, code in fields.items()}
         cls.LAYOUTS = {abi: _Layout(fields, abi) for abi in Abi}
         Struct.DECLARED.append(cls)
 
     def __init__(self, **values: Any) -> None:
         for name in self.FIELDS:
-            setattr(self, name, values.pop(name, 0))
+            setattr(self, name, values.pop(name, self.ZEROS[name]))
         if values:
             raise TypeError(f"{self.C_NAME} has no field {next(iter(values))}")
 

@@ -1,4 +1,4 @@
-"""Event channels of one domain, over the 2-level ABI.
+"""Event channels of one domain: ports, what they are bound to, and their delivery over either ABI.
 
 Everything that changes a port's state lives here.  One lock a domain guards it; the two ends of an interdomain channel
 are locked one after the other, never together.  Source: xen/include/public/event_channel.h.
@@ -10,32 +10,24 @@ from collections.abc import Sequence
 
 from vmm.xenabi.constants import NR_VIRQS, PER_VCPU_VIRQS, EvtchnStatusKind
 from vmm.xenabi.cstruct import Abi
+from vmm.xenabi.evtchn_abi import DEFAULT_PRIORITY, LOWEST_PRIORITY, FifoAbi, TwoLevelAbi
 from vmm.xenabi.interfaces import Domid, Notify, Port, SharedBytes, Vcpu, VcpuId, XenError
-
-
-class TwoLevelLayout:
-    """Where the 2-level ABI keeps its bits in the shared info page (xen.h, struct shared_info)."""
-
-    def __init__(self, abi: Abi) -> None:
-        word = int(abi)
-        self.word_bits = 8 * word
-        self.ports = self.word_bits * self.word_bits
-        self.pending_offset = 32 * 64
-        self.mask_offset = self.pending_offset + word * self.word_bits
-        self.wall_clock_offset = self.mask_offset + word * self.word_bits
-        self.selector_offset = word  # vcpu_info.evtchn_pending_sel
 
 
 class Channel:
     """One port: what it is bound to, and the vCPU that its events go to."""
 
-    __slots__ = ("kind", "notify_remote", "port", "remote_domid", "remote_port", "vcpu", "virq")
+    __slots__ = (
+        "kind", "notify_remote", "pending_early", "port", "priority", "remote_domid", "remote_port", "vcpu", "virq",
+    )  # fmt: skip
 
     def __init__(self, port: Port, kind: EvtchnStatusKind) -> None:
         self.port = port
         self.kind = kind
         self.vcpu = VcpuId(0)
         self.virq = 0
+        self.priority = DEFAULT_PRIORITY
+        self.pending_early = False
         self.remote_domid = Domid(0)
         self.remote_port = Port(0)
         self.notify_remote: Notify | None = None
@@ -51,14 +43,14 @@ class EventChannels:
         self._channels: dict[Port, Channel] = {}
         self._virqs: dict[tuple[VcpuId, int], Channel] = {}
         self._next = 1
-        self._shared: SharedBytes | None = None
-        self._layout = TwoLevelLayout(Abi.X86_64)
+        self._shared: tuple[SharedBytes, Abi] | None = None
+        self._abi: TwoLevelAbi | FifoAbi | None = None
 
     # ------------------------------------------------------------------------------------ binding
 
     def _new(self, kind: EvtchnStatusKind) -> Channel:
         for port in (*range(self._next, self._limit), *range(1, self._next)):
-            if port not in self._channels:
+            if port not in self._channels and not (self._abi and self._abi.is_busy(Port(port))):
                 channel = self._channels[Port(port)] = Channel(Port(port), kind)
                 self._next = 1  # Xen gives the lowest free port
                 return channel
@@ -147,8 +139,8 @@ class EventChannels:
                 self._unbind_far_end(channel)
             if channel.kind is EvtchnStatusKind.virq:
                 del self._virqs[channel.vcpu if channel.virq in PER_VCPU_VIRQS else VcpuId(0), channel.virq]
-            if self._shared is not None:
-                self._clear_bit(self._layout.pending_offset, channel.port)
+            if self._abi is not None:
+                self._abi.clear(channel)
 
     def _unbind_far_end(self, channel: Channel) -> None:
         far = self._channels.get(channel.remote_port)
@@ -156,10 +148,13 @@ class EventChannels:
             far.kind, far.notify_remote, far.remote_port = EvtchnStatusKind.unbound, None, Port(0)
 
     def reset(self) -> None:
-        """Close every port."""
+        """Close every port and go back to the 2-level ABI."""
         with self._lock:
             for port in list(self._channels):
                 self.close(port)
+            if self._shared is not None:
+                self._abi = TwoLevelAbi(*self._shared)
+                self._limit = self._abi.ports
 
     def status(self, port: int) -> Channel | None:
         """A port's binding, None where it is closed; XenError(EINVAL) beyond the ABI's range."""
@@ -171,11 +166,48 @@ class EventChannels:
     # ------------------------------------------------------------------------------------ events
 
     def attach(self, shared: SharedBytes, abi: Abi) -> None:
-        """The guest has mapped its shared info: from now on bits have a place."""
+        """The guest has mapped its shared info: from now on the 2-level ABI's bits have a place."""
         with self._lock:
-            self._layout = TwoLevelLayout(abi)
-            self._limit = self._layout.ports
-            self._shared = shared
+            self._shared = shared, abi
+            if not isinstance(self._abi, FifoAbi):
+                self._abi = TwoLevelAbi(shared, abi)
+                self._limit = self._abi.ports
+
+    def init_control(self, vcpu: int, memory: SharedBytes) -> None:
+        """EVTCHNOP_init_control: give a vCPU its control block; the first one changes to the FIFO ABI."""
+        with self._lock:
+            target = self._check_vcpu(vcpu)
+            fifo = self._abi
+            if not isinstance(fifo, FifoAbi):
+                fifo = FifoAbi()
+                for channel in self._channels.values():
+                    channel.pending_early = self._abi is not None and self._abi.is_pending(channel.port)
+            if fifo.has_block(target):
+                raise XenError(errno.EINVAL)
+            fifo.add_block(target, memory)
+            self._abi, self._limit = fifo, fifo.ports
+
+    def expand_array(self, memory: SharedBytes) -> None:
+        """EVTCHNOP_expand_array: another page of event words; what was raised before is delivered."""
+        with self._lock:
+            fifo = self._abi
+            if not isinstance(fifo, FifoAbi):
+                raise XenError(errno.EOPNOTSUPP)
+            if not fifo.add_page(memory):
+                raise XenError(errno.ENOSPC)
+            for channel in self._channels.values():
+                if channel.pending_early:
+                    channel.pending_early = False
+                    self.deliver(channel.port)
+
+    def set_priority(self, port: int, priority: int) -> None:
+        """EVTCHNOP_set_priority: 0 is the highest, 15 the lowest; FIFO only."""
+        with self._lock:
+            if not isinstance(self._abi, FifoAbi):
+                raise XenError(errno.ENOSYS)
+            if priority > LOWEST_PRIORITY:
+                raise XenError(errno.EINVAL)
+            self._get(port).priority = priority
 
     def send(self, port: int) -> None:
         """EVTCHNOP_send: notify the far end of a port."""
@@ -200,44 +232,19 @@ class EventChannels:
         """Mark a port pending and tell its vCPU unless the guest has masked it.  From any thread."""
         with self._lock:
             channel = self._channels.get(port)
-            shared = self._shared
-            if channel is None or shared is None:
-                return
-            if not self._set_bit(shared, self._layout.pending_offset, port) and not self._bit(
-                shared, self._layout.mask_offset, port
-            ):
-                self._select(channel)
+            if channel is not None and self._abi is not None:
+                vcpu = self._vcpus[channel.vcpu]
+                if self._abi.raise_event(channel, vcpu):
+                    mark_pending(vcpu)
 
     def unmask(self, port: int) -> None:
         """EVTCHNOP_unmask: clear the mask and deliver what came meanwhile, once."""
         with self._lock:
             channel = self._get(port)
-            shared = self._shared
-            if shared is None:
-                return
-            if self._clear_bit(self._layout.mask_offset, port) and self._bit(shared, self._layout.pending_offset, port):
-                self._select(channel)
-
-    def _select(self, channel: Channel) -> None:
-        vcpu = self._vcpus[channel.vcpu]
-        if vcpu.info is None:
-            return
-        bit = 1 << channel.port // self._layout.word_bits
-        shift = 8 * (self._layout.selector_offset % 8)
-        vcpu.info.fetch_or_64(self._layout.selector_offset // 8 * 8, bit << shift)
-        mark_pending(vcpu)
-
-    def _set_bit(self, shared: SharedBytes, offset: int, port: int) -> bool:
-        before = shared.fetch_or_64(offset + port // 64 * 8, 1 << port % 64)
-        return bool(before >> port % 64 & 1)
-
-    def _clear_bit(self, offset: int, port: int) -> bool:
-        assert self._shared is not None
-        before = self._shared.fetch_and_64(offset + port // 64 * 8, ~(1 << port % 64) & (1 << 64) - 1)
-        return bool(before >> port % 64 & 1)
-
-    def _bit(self, shared: SharedBytes, offset: int, port: int) -> bool:
-        return bool(shared.read(offset + port // 8, 1)[0] >> port % 8 & 1)
+            if self._abi is not None:
+                vcpu = self._vcpus[channel.vcpu]
+                if self._abi.unmask(channel, vcpu):
+                    mark_pending(vcpu)
 
 
 def mark_pending(vcpu: Vcpu) -> None:

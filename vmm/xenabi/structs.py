@@ -1,6 +1,6 @@
 """The structures of Xen's public headers that guests hand to hypercalls, declared once."""
 
-from vmm.xenabi.cstruct import ALIGNED_U64, HANDLE, I8, I32, U8, U16, U32, U64, ULONG, Struct
+from vmm.xenabi.cstruct import ALIGNED_U64, BYTES7, HANDLE, I8, I32, U8, U16, U32, U64, ULONG, Struct
 
 # ------------------------------------------------------------------------------------------------- version.h
 
@@ -77,6 +77,23 @@ class EvtchnBindVcpu(Struct, c_name="evtchn_bind_vcpu", header="event_channel.h"
 
 class EvtchnUnmask(Struct, c_name="evtchn_unmask", header="event_channel.h"):
     port: U32
+
+
+class EvtchnInitControl(Struct, c_name="evtchn_init_control", header="event_channel.h"):
+    control_gfn: U64
+    offset: U32
+    vcpu: U32
+    link_bits: U8
+    _pad: BYTES7
+
+
+class EvtchnExpandArray(Struct, c_name="evtchn_expand_array", header="event_channel.h"):
+    array_gfn: U64
+
+
+class EvtchnSetPriority(Struct, c_name="evtchn_set_priority", header="event_channel.h"):
+    port: U32
+    priority: U32
 
 
 class EvtchnReset(Struct, c_name="evtchn_reset", header="event_channel.h"):

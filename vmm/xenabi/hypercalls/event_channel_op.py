@@ -2,9 +2,10 @@
 
 import errno
 
-from vmm.xenabi.constants import DOMID_SELF, EvtchnStatusKind, Hypercall
+from vmm.xenabi.constants import DOMID_SELF, PAGE_BYTES, EvtchnStatusKind, Hypercall
+from vmm.xenabi.evtchn_abi import CONTROL_BLOCK_BYTES, LINK_BITS
 from vmm.xenabi.hypercalls.registry import domain_of, suboperation
-from vmm.xenabi.interfaces import Call, Domid, XenError
+from vmm.xenabi.interfaces import Call, Domid, Gpa, XenError
 from vmm.xenabi.structs import (
     EvtchnAllocUnbound,
     EvtchnBindInterdomain,
@@ -12,8 +13,11 @@ from vmm.xenabi.structs import (
     EvtchnBindVcpu,
     EvtchnBindVirq,
     EvtchnClose,
+    EvtchnExpandArray,
+    EvtchnInitControl,
     EvtchnReset,
     EvtchnSend,
+    EvtchnSetPriority,
     EvtchnStatus,
     EvtchnUnmask,
 )
@@ -101,3 +105,29 @@ def reset(call: Call, op: EvtchnReset) -> None:
     """Close every port of the caller."""
     _own(call, op.dom)
     domain_of(call).events.reset()
+
+
+@suboperation(OP, 11, "init_control", arg=EvtchnInitControl, out=True)
+def init_control(call: Call, op: EvtchnInitControl) -> None:
+    """A vCPU's FIFO control block: within one page, aligned to 8."""
+    domain = domain_of(call)
+    if op.offset > PAGE_BYTES - CONTROL_BLOCK_BYTES or op.offset % 8:
+        raise XenError(errno.EINVAL)
+    if op.vcpu >= len(domain.vcpus):
+        raise XenError(errno.ENOENT)
+    block = domain.memory.shared(Gpa(op.control_gfn * PAGE_BYTES + op.offset), CONTROL_BLOCK_BYTES)
+    domain.events.init_control(op.vcpu, block)
+    op.link_bits = LINK_BITS
+
+
+@suboperation(OP, 12, "expand_array", arg=EvtchnExpandArray)
+def expand_array(call: Call, op: EvtchnExpandArray) -> None:
+    """Another page of FIFO event words."""
+    domain = domain_of(call)
+    domain.events.expand_array(domain.memory.shared(Gpa(op.array_gfn * PAGE_BYTES), PAGE_BYTES))
+
+
+@suboperation(OP, 13, "set_priority", arg=EvtchnSetPriority)
+def set_priority(call: Call, op: EvtchnSetPriority) -> None:
+    """A port's FIFO priority."""
+    domain_of(call).events.set_priority(op.port, op.priority)
