@@ -23,6 +23,7 @@ class Machine:
 
     def __init__(self, system: System) -> None:
         allow_kicks()
+        self.cpuid = system.supported_cpuid()
         self.vm: Vm = system.create_vm()
         self.vm.set_tss_area(0xFEFF0000)
         self.vm.split_irqchip(0)
@@ -33,6 +34,7 @@ class Machine:
     def vcpu(self, code: bytes) -> Vcpu:
         vcpu = self.vm.create_vcpu(len(self.vcpus))
         self.vcpus.append(vcpu)
+        vcpu.set_cpuid(self.cpuid)
         vcpu.claim()
         self.ram.view[CODE : CODE + len(code)] = code
         sregs = vcpu.get_sregs()
