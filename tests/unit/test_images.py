@@ -3,6 +3,7 @@
 import bz2
 import gzip
 import lzma
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -144,8 +145,10 @@ def test_missing_and_empty_files_and_folders_are_refused(tmp_path: Path) -> None
     (tmp_path / "empty").touch()
     with pytest.raises(ImageError, match="is empty"):
         load_image(tmp_path / "empty")
-    with pytest.raises(ImageError, match="Is a directory"):
-        load_image(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path, tmp_path / "pipe", Path("/dev/zero")):
+        with pytest.raises(ImageError, match="not a regular file"):
+            load_image(place)
 
 
 @given(st.data())

@@ -2,6 +2,7 @@
 
 import mmap
 import os
+import stat
 from pathlib import Path
 
 from vmm.boot.bzimage import is_bzimage, payload
@@ -12,10 +13,17 @@ from vmm.boot.errors import ImageError
 def open_file(path: Path, what: str) -> mmap.mmap:
     """A file's bytes, mapped and not read; ImageError where it cannot be opened or is empty."""
     try:
-        with open(path, "rb") as handle:
-            if not os.fstat(handle.fileno()).st_size:
+        # O_NONBLOCK: opening a pipe must not wait for somebody who writes.
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+        try:
+            found = os.fstat(fd)
+            if not stat.S_ISREG(found.st_mode):
+                raise ImageError(f"the {what} {path} is not a regular file")
+            if not found.st_size:
                 raise ImageError(f"the {what} {path} is empty")
-            return mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+            return mmap.mmap(fd, 0, access=mmap.ACCESS_READ)
+        finally:
+            os.close(fd)
     except OSError as error:
         raise ImageError(f"cannot open the {what} {path}: {error.strerror or error}") from None
     except ValueError as error:

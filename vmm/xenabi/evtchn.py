@@ -13,6 +13,9 @@ from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.evtchn_abi import DEFAULT_PRIORITY, LOWEST_PRIORITY, FifoAbi, TwoLevelAbi
 from vmm.xenabi.interfaces import Domid, Notify, Port, SharedBytes, Vcpu, VcpuId, XenError
 
+MAX_PORTS = 4096
+"""Ports that a domain may have, whatever its ABI could name (xl's max_event_channels, there 1023 by default)."""
+
 
 class Channel:
     """One port: what it is bound to, and the vCPU that its events go to."""
@@ -36,7 +39,7 @@ class Channel:
 class EventChannels:
     """The ports of one domain.  Its lock guards the table; the pending and mask bits are the guest's as well."""
 
-    def __init__(self, vcpus: Sequence[Vcpu], limit: int = 4096) -> None:
+    def __init__(self, vcpus: Sequence[Vcpu], limit: int = MAX_PORTS) -> None:
         self._vcpus = vcpus
         self._limit = limit
         self._lock = threading.RLock()
@@ -154,7 +157,7 @@ class EventChannels:
                 self.close(port)
             if self._shared is not None:
                 self._abi = TwoLevelAbi(*self._shared)
-                self._limit = self._abi.ports
+                self._limit = min(self._limit, self._abi.ports)
 
     def status(self, port: int) -> Channel | None:
         """A port's binding, None where it is closed; XenError(EINVAL) beyond the ABI's range."""
@@ -171,7 +174,7 @@ class EventChannels:
             self._shared = shared, abi
             if not isinstance(self._abi, FifoAbi):
                 self._abi = TwoLevelAbi(shared, abi)
-                self._limit = self._abi.ports
+                self._limit = min(self._limit, self._abi.ports)
 
     def init_control(self, vcpu: int, memory: SharedBytes) -> None:
         """EVTCHNOP_init_control: give a vCPU its control block; the first one changes to the FIFO ABI."""
@@ -185,7 +188,7 @@ class EventChannels:
             if fifo.has_block(target):
                 raise XenError(errno.EINVAL)
             fifo.add_block(target, memory)
-            self._abi, self._limit = fifo, fifo.ports
+            self._abi = fifo
 
     def expand_array(self, memory: SharedBytes) -> None:
         """EVTCHNOP_expand_array: another page of event words; what was raised before is delivered."""

@@ -54,6 +54,8 @@ def add_to_physmap_batch(call: Call, op: AddToPhysmapBatch) -> None:
     word = int(call.abi)
     code = "<Q" if call.abi is Abi.X86_64 else "<I"
     for item in range(op.size):
+        if call.vcpu.stop_requested():
+            return
         index, gpfn = (
             struct.unpack(code, call.vcpu.read_virtual(base + item * word, word))[0] for base in (op.idxs, op.gpfns)
         )

@@ -1,0 +1,28 @@
+"""KVM's refusals as sentences."""
+
+import errno
+
+import pytest
+
+from vmm.errors import ExitStatus
+from vmm.kvm import KvmError
+
+
+@pytest.mark.parametrize(
+    ("call", "code", "expected"),
+    [
+        ("open", errno.ENOENT, "cannot open /dev/kvm: No such file or directory (ENOENT); load KVM's module"),
+        ("open", errno.EACCES, "cannot open /dev/kvm: Permission denied (EACCES); run as root"),
+        (
+            "KVM_CREATE_VM",
+            errno.EBUSY,
+            "KVM refused KVM_CREATE_VM: Device or resource busy (EBUSY); stop the other hypervisor",
+        ),
+        ("KVM_RUN", errno.EFAULT, "KVM refused KVM_RUN: Bad address (EFAULT); see Documentation"),
+    ],
+)
+def test_refusal_names_the_call_the_errno_and_what_to_do(call: str, code: int, expected: str) -> None:
+    error = KvmError(call, code)
+    assert str(error).startswith(expected)
+    assert "\n" not in str(error)
+    assert error.exit_status is ExitStatus.UNSUPPORTED_HOST
