@@ -38,6 +38,7 @@ STORE_GFN, CONSOLE_GFN = Gfn(0xFEFFC), Gfn(0xFEFFF)
 INTEL_TSS_AREA = 0xFEFF_0000
 SHARED_INFO_PAGE, FIRST_GRANT_PAGE = 0, 1
 XEN_PAGES = FIRST_GRANT_PAGE + MAX_FRAMES
+INPUT_CHECK_S = 0.2
 BACKEND_DOMID = Domid(0)
 
 
@@ -180,6 +181,18 @@ class Domain:
                 self.outcome = outcome
         for vcpu in self.vcpus:
             vcpu.stop()
+        self._ended.set()
+
+    def type(self, data: bytes) -> None:
+        """Type on the guest's console; returns when the guest has room for more.  From any thread but the domain's own."""
+        console, taken = self._console, threading.Event()
+        if console is not None and not self._stopped:
+            self._console_loop.post(lambda: console.take_input(data, taken.set))
+            while not taken.wait(INPUT_CHECK_S) and not self._ended.is_set():
+                pass
+
+    def interrupt(self) -> None:
+        """Make `wait` return without an outcome: somebody has left the guest."""
         self._ended.set()
 
     def stop(self) -> None:

@@ -3,6 +3,7 @@
 import gc
 import signal
 import sys
+import threading
 from pathlib import Path
 from types import FrameType
 
@@ -10,6 +11,7 @@ from vmm.boot.image import load_image, open_file
 from vmm.boot.pvh import Module
 from vmm.config import DomainConfig
 from vmm.devices.console import ConsoleSink
+from vmm.devices.terminal import Terminal
 from vmm.domain import Domain, Outcome
 from vmm.errors import ExitStatus
 from vmm.hypervisor import Hypervisor
@@ -25,19 +27,34 @@ def run_guest(config: DomainConfig, timeout_s: float | None) -> int:
     hypervisor = Hypervisor(system)
     sink = ConsoleSink.open(config.console)
     previous = signal.signal(signal.SIGTERM, _terminate)
+    terminal: Terminal | None = None
     try:
         domain = hypervisor.create_domain(config, image, modules, sink)
         modules.clear()
         gc.freeze()
         gc.enable()
+        left = threading.Event()
+
+        def leave() -> None:
+            left.set()
+            domain.interrupt()
+
+        if config.console == "stdio":
+            terminal = Terminal(0, domain.type, leave)
         domain.start()
+        if terminal is not None:
+            terminal.start()
         outcome = domain.wait(timeout_s)
         domain.stop()
+        if left.is_set() and outcome is None:
+            return ExitStatus.INTERRUPTED
         if outcome is None:
             _say(domain, f"the guest was stopped after {timeout_s:g} s (--timeout)")
             return ExitStatus.TIMED_OUT
         return _report(domain, outcome)
     finally:
+        if terminal is not None:
+            terminal.restore()
         hypervisor.close()
         sink.close()
         system.close()

@@ -1,9 +1,10 @@
 """Stock Debian kernels from their first line to power-off."""
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.guests import Ended, run
+from tests.guests import Ended, run, running
 from vmm.boot.image import open_file
 from vmm.boot.pvh import Module
 from vmm.config import DomainConfig
@@ -76,6 +77,25 @@ def test_debian_6_12_boots_as_xen_pvh(
     assert "Hypervisor detected: Xen HVM" in ended.console
     assert "initramfs: 6.12." in ended.console
     assert "clocksource=xen" in ended.console
+
+
+def test_typed_command_runs_on_the_xen_console(
+    kernel: Callable[[str], Path], initramfs: Callable[[str], Path], system: System
+) -> None:
+    script = 'echo "shell is ready"; exec sh </dev/hvc0 >/dev/hvc0 2>&1\n'
+    module = Module("the initrd", memoryview(open_file(initramfs(script), "initrd")))
+    config = DomainConfig(kernel("6.1"), command_line="console=hvc0 quiet", memory_bytes=256 << 20)
+    with running(config, [module]) as (domain, transcript):
+        deadline = time.monotonic() + TIMEOUT_S
+        while "shell is ready" not in transcript.text and domain.wait(0.2) is None and time.monotonic() < deadline:
+            pass
+        assert "shell is ready" in transcript.text, transcript.text[-2000:]
+        domain.type(b"echo $((6 * 7)) is the answer; poweroff -f\n")
+        outcome = domain.wait(TIMEOUT_S)
+        domain.stop()
+    assert "\r\n42 is the answer" in transcript.text
+    assert outcome is not None
+    assert outcome.reason is ShutdownReason.poweroff
 
 
 def test_panic_is_a_crash_with_the_guests_last_words(

@@ -110,16 +110,38 @@ class ConsoleSink:
 
 
 class Console:
-    """The back end: moves bytes from the ring to the sink.  Owned by the thread of the loop that calls `on_event`."""
+    """The back end: moves bytes between the ring and the world.
+
+    Owned by the thread of the loop in which `on_event` and `take_input` are called.
+    """
 
     def __init__(self, page: Page, sink: Sink, notify_guest: Callable[[], None]) -> None:
         self._ring = ConsoleRing(page)
         self._sink = sink
         self._notify_guest = notify_guest
         self._reported = False
+        self._waiting = b""
+        self._taken: Callable[[], None] | None = None
+
+    def take_input(self, data: bytes, taken: Callable[[], None]) -> None:
+        """Hand typed bytes to the guest as it has room for them; `taken` is called when it has them all."""
+        self._waiting += data
+        self._taken = taken
+        self._give_input()
+
+    def _give_input(self) -> None:
+        if self._waiting:
+            accepted = self._ring.put_input(self._waiting)
+            self._waiting = self._waiting[accepted:]
+            if accepted:
+                self._notify_guest()
+        if not self._waiting and self._taken is not None:
+            taken, self._taken = self._taken, None
+            taken()
 
     def on_event(self) -> None:
-        """The guest has rung: take what is there, and ring back since there is room again."""
+        """The guest has rung: take what is there, and ring back since there is room again; it may have taken input."""
+        self._give_input()
         moved = False
         while data := self._ring.take_output():
             self._sink.write(data)
