@@ -74,6 +74,7 @@ class Domain:
         self._lock = threading.Lock()
         self._routes: dict[int, MsiRoute] = {}
         self.vcpus: list[Vcpu] = []
+        self.events = EventChannels(self.vcpus)
         self._loops = self._timers, self._console_loop = (
             EventLoop(f"{config.name}-timers"),
             EventLoop(f"{config.name}-console"),
@@ -119,7 +120,6 @@ class Domain:
                 vcpu.kvm.xen_set_vcpu_id(index)
             for timer in (vcpu.singleshot, vcpu.periodic):
                 self._timers.watch(timer.fd, timer.on_readable)
-        self.events = EventChannels(self.vcpus)
         self.grants = GrantTable(FIRST_GRANT_PAGE)
         self.ports = Ports()
         power = AcpiPm(

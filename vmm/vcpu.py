@@ -32,7 +32,7 @@ _VMCALL_BYTES = 3
 _XEN_HCALL = 1
 _EPERM = (1 << 64) - errno.EPERM
 _ENOSYS = (1 << 64) - errno.ENOSYS
-_RFLAGS_RESERVED = 2
+_RFLAGS_RESERVED, _RFLAGS_IF = 2, 1 << 9
 _RESET_RIP, _RESET_CS = 0xFFF0, 0xF000
 _CR0_PE, _CR0_ET = 1, 1 << 4
 
@@ -95,12 +95,16 @@ class Vcpu:
     def post(self, request: Callable[[], None]) -> None:
         """Run something in this vCPU's thread before it next enters the guest."""
         self._requests.append(request)
-        self.kvm.kick()
+        self._kick()
 
     def stop(self) -> None:
         """Leave the guest for good, at once; from any thread."""
         self._stopping = True
+        self._kick()
+
+    def _kick(self) -> None:
         self.kvm.kick()
+        self.domain.events.wake()
 
     def join(self) -> None:
         """Wait until the thread has ended."""
@@ -108,8 +112,16 @@ class Vcpu:
             self._thread.join()
 
     def stop_requested(self) -> bool:
-        """Whether somebody waits for this vCPU to leave its hypercall."""
+        """Whether the vCPU is to leave its hypercall since its domain ends."""
         return self._stopping
+
+    def interrupts_enabled(self) -> bool:
+        """RFLAGS.IF, as the guest left it."""
+        return bool(self.kvm.regs.rflags & _RFLAGS_IF)
+
+    def wanted(self) -> bool:
+        """Whether somebody waits for this vCPU to leave its hypercall."""
+        return self._stopping or bool(self._requests)
 
     def _main(self) -> None:
         self.kvm.claim()

@@ -85,6 +85,12 @@ class Vcpu:
     def stop_requested(self) -> bool:
         return False
 
+    def interrupts_enabled(self) -> bool:
+        return True
+
+    def wanted(self) -> bool:
+        return False
+
 
 class Memory:
     """An address space that only remembers what was placed."""

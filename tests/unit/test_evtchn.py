@@ -1,6 +1,8 @@
 """Event channels over the 2-level ABI."""
 
 import errno
+import threading
+import time
 
 import pytest
 from hypothesis import given
@@ -193,3 +195,40 @@ def test_vcpu_without_info_gets_nothing_and_harms_nothing() -> None:
     events.attach(Bytes(), Abi.X86_64)
     events.send(events.bind_ipi(0))
     assert vcpu.upcalls == 0
+
+
+def poll(domain: Domain, ports: list[int], timeout_s: float) -> float:
+    started = time.monotonic()
+    domain.events.poll(domain.vcpus[0], ports, timeout_s)
+    return time.monotonic() - started
+
+
+def test_poll_returns_at_once_for_a_pending_port_even_a_masked_one(domain: Domain) -> None:
+    port = domain.events.bind_ipi(0)
+    mask(domain, port)
+    domain.events.send(port)
+    assert domain.vcpus[0].upcalls == 0
+    assert poll(domain, [port], 60) < 30
+
+
+def test_poll_waits_until_another_vcpu_sends(domain: Domain) -> None:
+    port = domain.events.bind_ipi(0)
+    mask(domain, port)
+    sender = threading.Timer(0.05, domain.events.send, [port])
+    sender.start()
+    assert poll(domain, [port], 60) < 30
+    sender.join()
+
+
+def test_poll_ends_with_its_timeout_and_for_any_upcall_to_take(domain: Domain) -> None:
+    quiet, other = domain.events.bind_ipi(0), domain.events.bind_ipi(0)
+    assert poll(domain, [quiet], 0.05) >= 0.05
+    domain.events.send(other)
+    assert poll(domain, [quiet], 60) < 30
+
+
+def test_poll_of_a_port_beyond_the_range_is_einval(domain: Domain) -> None:
+    with refused(errno.EINVAL):
+        poll(domain, [0], 0)
+    with refused(errno.EINVAL):
+        poll(domain, [1 << 20], 0)

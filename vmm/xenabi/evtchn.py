@@ -6,7 +6,7 @@ are locked one after the other, never together.  Source: xen/include/public/even
 
 import errno
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from vmm.xenabi.constants import NR_VIRQS, PER_VCPU_VIRQS, EvtchnStatusKind
 from vmm.xenabi.cstruct import Abi
@@ -43,6 +43,8 @@ class EventChannels:
         self._vcpus = vcpus
         self._limit = limit
         self._lock = threading.RLock()
+        self._raised = threading.Condition(self._lock)
+        self._waiting = 0
         self._channels: dict[Port, Channel] = {}
         self._virqs: dict[tuple[VcpuId, int], Channel] = {}
         self._next = 1
@@ -239,6 +241,45 @@ class EventChannels:
                 vcpu = self._vcpus[channel.vcpu]
                 if self._abi.raise_event(channel, vcpu):
                     mark_pending(vcpu)
+                if self._waiting:
+                    self._raised.notify_all()
+
+    def poll(self, vcpu: Vcpu, ports: Sequence[int], timeout_s: float | None) -> None:
+        """SCHEDOP_poll: return once one of the ports is pending, masked or not, or the guest has an upcall to take.
+
+        XenError(EINVAL) for a port beyond the ABI's range.
+        """
+        for port in ports:
+            self.status(port)
+        self._wait(
+            vcpu,
+            lambda: any(map(self._is_pending, ports)) or (vcpu.interrupts_enabled() and self._has_upcall(vcpu)),
+            timeout_s,
+        )
+
+    def _is_pending(self, port: int) -> bool:
+        channel = self._channels.get(Port(port))
+        return channel is not None and (channel.pending_early or bool(self._abi and self._abi.is_pending(channel.port)))
+
+    def block(self, vcpu: Vcpu) -> None:
+        """SCHEDOP_block: return once the vCPU has an upcall pending."""
+        self._wait(vcpu, lambda: self._has_upcall(vcpu), None)
+
+    def _has_upcall(self, vcpu: Vcpu) -> bool:
+        return vcpu.info is None or vcpu.info.read(0, 1) != b"\0"
+
+    def _wait(self, vcpu: Vcpu, done: Callable[[], bool], timeout_s: float | None) -> None:
+        with self._raised:
+            self._waiting += 1
+            try:
+                self._raised.wait_for(lambda: done() or vcpu.wanted(), timeout_s)
+            finally:
+                self._waiting -= 1
+
+    def wake(self) -> None:
+        """Let the vCPUs that wait for events look at what else there is to do."""
+        with self._raised:
+            self._raised.notify_all()
 
     def unmask(self, port: int) -> None:
         """EVTCHNOP_unmask: clear the mask and deliver what came meanwhile, once."""

@@ -70,7 +70,15 @@ class Vcpu(Protocol):
 
     def set_periodic_timer(self, period_ns: int | None) -> None: ...
     def stop_requested(self) -> bool:
-        """Whether somebody waits for this vCPU to leave its hypercall."""
+        """Whether the vCPU is to leave its hypercall since its domain ends."""
+        ...
+
+    def interrupts_enabled(self) -> bool:
+        """Whether the guest would take an interrupt (RFLAGS.IF)."""
+        ...
+
+    def wanted(self) -> bool:
+        """Whether somebody waits for this vCPU to leave its hypercall, to end or to do something else first."""
         ...
 
 

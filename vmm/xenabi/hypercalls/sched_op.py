@@ -1,16 +1,42 @@
 """sched_op: yielding, blocking, and ending the domain.  xen/include/public/sched.h"""
 
 import errno
+import struct
 
 from vmm.xenabi.constants import Hypercall, ShutdownReason
 from vmm.xenabi.hypercalls.registry import domain_of, suboperation
 from vmm.xenabi.interfaces import Call, XenError
-from vmm.xenabi.structs import SchedShutdown
+from vmm.xenabi.structs import SchedPoll, SchedShutdown
+
+MAX_POLLED_PORTS = 128
+LONGEST_POLL_S = 1e6
+UPCALL_MASK_OFFSET = 1  # vcpu_info.evtchn_upcall_mask
 
 
 @suboperation(Hypercall.sched_op, 0, "yield")
 def yield_(call: Call) -> None:
     """Give the CPU away; the host's scheduler has had its chance by the time this is answered."""
+
+
+@suboperation(Hypercall.sched_op, 1, "block")
+def block(call: Call) -> None:
+    """Let events in, and sleep until there is one."""
+    if call.vcpu.info is not None:
+        call.vcpu.info.write(UPCALL_MASK_OFFSET, b"\0")
+    domain_of(call).events.block(call.vcpu)
+
+
+@suboperation(Hypercall.sched_op, 3, "poll", arg=SchedPoll)
+def poll(call: Call, op: SchedPoll) -> None:
+    """Sleep until one of some ports is pending, or a system time has come (0: never)."""
+    if op.nr_ports > MAX_POLLED_PORTS:
+        raise XenError(errno.EINVAL)
+    domain = domain_of(call)
+    ports = struct.unpack(f"<{op.nr_ports}I", call.vcpu.read_virtual(op.ports, 4 * op.nr_ports)) if op.nr_ports else ()
+    timeout_s = None
+    if op.timeout:
+        timeout_s = min(max(op.timeout - domain.system_time_ns(), 0) / 1e9, LONGEST_POLL_S)
+    domain.events.poll(call.vcpu, ports, timeout_s)
 
 
 @suboperation(Hypercall.sched_op, 2, "shutdown", arg=SchedShutdown)
