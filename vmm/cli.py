@@ -8,11 +8,12 @@ from typing import NoReturn
 
 from vmm import log
 from vmm.config import DomainConfig, parse_size, parse_xen_version
+from vmm.devices.chardev import FORMS
 from vmm.errors import ExitStatus, PyvmmError, UsageError
 from vmm.xenabi.transport import Transport
 
 EPILOG = """exit status of run:
-  0  the guest powered off, or asked for a reboot
+  0  the guest powered off; with --exec, the status of the command
   1  failed (a bad image, say)
   2  usage
   3  the guest crashed
@@ -47,13 +48,40 @@ def _parser() -> _Parser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     run.add_argument("--pvh", action="store_true", help="enter the image by its PVH entry point (the default)")
-    run.add_argument("image", metavar="IMAGE", type=Path, help="a vmlinux, bzImage or other ELF image with a PVH entry")
-    run.add_argument("--initrd", metavar="FILE", type=Path, help="the initramfs, as the guest's first module")
-    run.add_argument("--append", metavar="TEXT", default="", help="the kernel command line")
+    run.add_argument(
+        "image",
+        metavar="IMAGE",
+        type=Path,
+        nargs="?",
+        help="a vmlinux, bzImage or other ELF image with a PVH entry (default: the running kernel's in /boot)",
+    )
+    initrd = run.add_mutually_exclusive_group()
+    initrd.add_argument(
+        "--initrd", metavar="FILE", type=Path, help="the initramfs (default for Linux: a shell, made of the host's busybox)"
+    )
+    initrd.add_argument("--no-initrd", action="store_true", help="start Linux without an initramfs")
+    initrd.add_argument(
+        "--exec",
+        metavar="CMD",
+        dest="guest_command",
+        help="run a shell command in the guest instead, and return its exit status",
+    )
+    run.add_argument(
+        "--append",
+        metavar="TEXT",
+        default="",
+        help="the kernel command line; console=hvc0 is put first if no console is named",
+    )
     run.add_argument("-m", "--memory", metavar="SIZE", default="512M", help="RAM: 512 or 512M, 2G (default 512M)")
     run.add_argument("-c", "--vcpus", metavar="N", type=int, default=1, help="virtual CPUs (default 1)")
     run.add_argument("--name", default="guest", help="the domain's name in logs")
-    run.add_argument("--console", metavar="WHERE", default="stdio", help="stdio, file:PATH or none")
+    run.add_argument("--console", metavar="WHERE", default="stdio", help=f"the PV console: {FORMS}")
+    run.add_argument("--serial", metavar="WHERE", default="none", help="a 16550 on COM1: the same places (default none)")
+    run.add_argument(
+        "--on-reboot",
+        choices=["restart", "exit"],
+        help="start the guest again, or end with status 0 (default: restart; exit with --exec)",
+    )
     run.add_argument(
         "--transport",
         choices=["auto", *(item.value for item in Transport)],
@@ -78,14 +106,18 @@ def _version() -> str:
 
 
 def _config(options: argparse.Namespace) -> DomainConfig:
+    from vmm.run import with_defaults
+
+    image, command_line = with_defaults(options.image, options.append, options.guest_command)
     return DomainConfig(
-        image=options.image,
+        image=image,
         initrd=options.initrd,
-        command_line=options.append,
+        command_line=command_line,
         memory_bytes=parse_size(options.memory),
         vcpus=options.vcpus,
         name=options.name,
         console=options.console,
+        serial=options.serial,
         transport=None if options.transport == "auto" else Transport(options.transport),
         xen_version=parse_xen_version(options.xen_version),
     ).checked()
@@ -93,12 +125,18 @@ def _config(options: argparse.Namespace) -> DomainConfig:
 
 def _run(options: argparse.Namespace) -> int:
     gc.disable()  # the start makes objects that live to the end; looking through them again and again costs 5 ms
-    from vmm.run import run_guest
+    from vmm.run import Request, run_guest
 
     if options.timeout is not None and not 0 < options.timeout < threading_limit():
         raise UsageError(f"--timeout takes seconds above 0, not {options.timeout:g}")
     log.configure(options.log_level, json=options.log_json)
-    return run_guest(_config(options), options.timeout)
+    request = Request(
+        timeout_s=options.timeout,
+        command=options.guest_command,
+        restart=(options.on_reboot or ("exit" if options.guest_command is not None else "restart")) == "restart",
+        default_initrd=not options.no_initrd,
+    )
+    return run_guest(_config(options), request)
 
 
 def threading_limit() -> float:

@@ -33,6 +33,7 @@ class DomainConfig(NamedTuple):
     vcpus: int = 1
     name: str = "guest"
     console: str = "stdio"
+    serial: str = "none"
     transport: Transport | None = None
     xen_version: XenVersion = XenVersion()
     features: Feature = COMBINATIONS["pvh-domU"]

@@ -13,9 +13,11 @@ from vmm.boot.elf import ElfImage
 from vmm.boot.hypercall_sites import Site
 from vmm.config import DomainConfig
 from vmm.devices.acpi_pm import AcpiPm
-from vmm.devices.console import Console, Sink
+from vmm.devices.chardev import Sink
+from vmm.devices.console import Console
 from vmm.devices.ports import Ports
-from vmm.eventloop import EventLoop
+from vmm.devices.uart import COM1, Uart
+from vmm.eventloop import Doorbell, EventLoop
 from vmm.features import Feature, named
 from vmm.guest_cpuid import guest_cpuid
 from vmm.kvm import MsiRoute, System, XenFlag, allow_kicks
@@ -53,7 +55,15 @@ class Outcome(NamedTuple):
 class Domain:
     """One domain.  Built by `Hypervisor.create_domain`; `start`, `wait`, `stop`, `close` in that order."""
 
-    def __init__(self, system: System, domid: Domid, config: DomainConfig, sink: Sink, transport: Transport) -> None:
+    def __init__(
+        self,
+        system: System,
+        domid: Domid,
+        config: DomainConfig,
+        transport: Transport,
+        sink: Sink,
+        serial: Sink | None = None,
+    ) -> None:
         self.kind = named(config.features)
         self.domid = domid
         self.config = config
@@ -71,6 +81,7 @@ class Domain:
         self._ended = threading.Event()
         self._stopped = False
         self._console: Console | None = None
+        self._uart: Uart | None = None
         self._lock = threading.Lock()
         self._routes: dict[int, MsiRoute] = {}
         self.vcpus: list[Vcpu] = []
@@ -82,12 +93,12 @@ class Domain:
         self.vm = system.create_vm()
         self.memory = GuestMemory(self.vm, XEN_PAGES)
         try:
-            self._build(system, sink)
+            self._build(system, sink, serial)
         except BaseException:
             self.close()
             raise
 
-    def _build(self, system: System, sink: Sink) -> None:
+    def _build(self, system: System, sink: Sink, serial: Sink | None) -> None:
         config, vm = self.config, self.vm
         allow_kicks()
         vm.set_tss_area(INTEL_TSS_AREA)
@@ -131,6 +142,9 @@ class Domain:
             lambda: self.shutdown(ShutdownReason.reboot),
         )
         self.ports.own(power, *power.ranges)
+        if serial is not None:
+            self._uart = Uart(COM1, serial)
+            self.ports.own(self._uart, *self._uart.ranges)
         self._connect_console(sink)
 
     def _connect_console(self, sink: Sink) -> None:
@@ -138,7 +152,7 @@ class Domain:
         port = self.events.alloc_unbound(BACKEND_DOMID)
         page = self.memory.shared(CONSOLE_GFN * PAGE_BYTES, PAGE_BYTES)
         console = self._console = Console(page, sink, lambda: self.events.deliver(port))
-        self.events.connect(port, BACKEND_DOMID, Port(0), lambda: self._console_loop.post(console.on_event))
+        self.events.connect(port, BACKEND_DOMID, Port(0), Doorbell(self._console_loop, console.on_event).ring)
         self.hvm_params[HvmParam.CONSOLE_PFN] = CONSOLE_GFN
         self.hvm_params[HvmParam.CONSOLE_EVTCHN] = port
 
@@ -191,6 +205,11 @@ class Domain:
             while not taken.wait(INPUT_CHECK_S) and not self._ended.is_set():
                 pass
 
+    def type_serial(self, data: bytes) -> None:
+        """Type on the guest's serial port; the same, where it has one."""
+        if self._uart is not None:
+            self._uart.type(data)
+
     def interrupt(self) -> None:
         """Make `wait` return without an outcome: somebody has left the guest."""
         self._ended.set()
@@ -199,6 +218,8 @@ class Domain:
         """Stop every vCPU and let the devices finish what they were given."""
         for vcpu in self.vcpus:
             vcpu.stop()
+        if self._uart is not None:
+            self._uart.close()
         for vcpu in self.vcpus:
             vcpu.join()
         if self._stopped:

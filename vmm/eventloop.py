@@ -68,3 +68,21 @@ class EventLoop:
 
     def _finish(self) -> None:
         self._running = False
+
+
+class Doorbell:
+    """Runs a callback in a loop once for any number of rings that came before it ran.  `ring` from any thread."""
+
+    def __init__(self, loop: EventLoop, answer: Callback) -> None:
+        self._loop = loop
+        self._answer = answer
+        self._rung = False
+
+    def ring(self) -> None:
+        if not self._rung:
+            self._rung = True
+            self._loop.post(self._run)
+
+    def _run(self) -> None:
+        self._rung = False
+        self._answer()

@@ -6,7 +6,7 @@ from vmm.boot.elf import ElfImage
 from vmm.boot.hypercall_sites import Site, find_sites
 from vmm.boot.pvh import Module
 from vmm.config import DomainConfig
-from vmm.devices.console import Sink
+from vmm.devices.chardev import Sink
 from vmm.domain import Domain
 from vmm.errors import HostError, PyvmmError
 from vmm.kvm import System, XenFlag
@@ -60,7 +60,9 @@ class Hypervisor:
         self._domains: dict[Domid, Domain] = {}
         self._next_domid = 1
 
-    def create_domain(self, config: DomainConfig, image: ElfImage, modules: list[Module], sink: Sink) -> Domain:
+    def create_domain(
+        self, config: DomainConfig, image: ElfImage, modules: list[Module], sink: Sink, serial: Sink | None = None
+    ) -> Domain:
         """Build a domain, ready to start.  PyvmmError."""
         plan = plan_hypercalls(self.system, image, config.transport)
         with self._lock:
@@ -68,7 +70,7 @@ class Hypervisor:
                 raise PyvmmError("this hypervisor has used up all of its domids")
             domid = Domid(self._next_domid)
             self._next_domid += 1
-        domain = Domain(self.system, domid, config, sink, plan.transport)
+        domain = Domain(self.system, domid, config, plan.transport, sink, serial)
         try:
             domain.load(image, modules, plan.sites)
         except BaseException:
@@ -77,6 +79,12 @@ class Hypervisor:
         with self._lock:
             self._domains[domid] = domain
         return domain
+
+    def destroy_domain(self, domain: Domain) -> None:
+        """Stop and release one domain; its domid is not used again."""
+        with self._lock:
+            self._domains.pop(domain.domid, None)
+        domain.close()
 
     def close(self) -> None:
         """Stop and release every domain."""

@@ -1,77 +1,177 @@
 """`pyvmm run`: one guest from its files to its exit status."""
 
 import gc
+import os
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from types import FrameType
+from typing import NamedTuple
 
+from vmm.boot.elf import ElfImage
 from vmm.boot.image import load_image, open_file
 from vmm.boot.pvh import Module
 from vmm.config import DomainConfig
-from vmm.devices.console import ConsoleSink
-from vmm.devices.terminal import Terminal
+from vmm.devices.chardev import open_chardev
+from vmm.devices.exit_port import EXIT_PORT, ExitPort
 from vmm.domain import Domain, Outcome
-from vmm.errors import ExitStatus
+from vmm.errors import ExitStatus, UsageError
 from vmm.hypervisor import Hypervisor
 from vmm.kvm import System
 from vmm.xenabi.constants import ShutdownReason
 
+END_OF_INPUT = b"\x04"  # Ctrl-D
 
-def run_guest(config: DomainConfig, timeout_s: float | None) -> int:
+
+class Request(NamedTuple):
+    """What `pyvmm run` is asked for beside the domain's own configuration."""
+
+    timeout_s: float | None = None
+    command: str | None = None
+    restart: bool = True
+    default_initrd: bool = True
+
+
+def run_guest(config: DomainConfig, request: Request) -> int:
     """Start the guest that `config` describes and wait for its end: the exit status.  PyvmmError."""
-    image = load_image(config.image)
-    modules = [_module(config.initrd, "initrd")] if config.initrd else []
-    system = System()
-    hypervisor = Hypervisor(system)
-    sink = ConsoleSink.open(config.console)
+    if config.console == config.serial == "stdio":
+        raise UsageError("--console and --serial cannot both be stdio; give --console another place, or none")
+    prepared = _prepare(config, request)
+    runner: _Runner | None = None
     previous = signal.signal(signal.SIGTERM, _terminate)
-    terminal: Terminal | None = None
     try:
-        domain = hypervisor.create_domain(config, image, modules, sink)
-        modules.clear()
-        gc.freeze()
-        gc.enable()
-        left = threading.Event()
-
-        def leave() -> None:
-            left.set()
-            domain.interrupt()
-
-        if config.console == "stdio":
-            terminal = Terminal(0, domain.type, leave)
-        domain.start()
-        if terminal is not None:
-            terminal.start()
-        outcome = domain.wait(timeout_s)
-        domain.stop()
-        if left.is_set() and outcome is None:
-            return ExitStatus.INTERRUPTED
-        if outcome is None:
-            _say(domain, f"the guest was stopped after {timeout_s:g} s (--timeout)")
-            return ExitStatus.TIMED_OUT
-        return _report(domain, outcome)
+        runner = _Runner(config, request)
+        return runner.run(prepared)
     finally:
-        if terminal is not None:
-            terminal.restore()
-        hypervisor.close()
-        sink.close()
-        system.close()
+        if runner is not None:
+            runner.close()
         signal.signal(signal.SIGTERM, previous)
 
 
-def _module(path: Path, what: str) -> Module:
-    return Module(f"the {what} {path}", memoryview(open_file(path, what)))
+class _Prepared(NamedTuple):
+    """What a guest starts from, and whether its initrd is pyvmm's own."""
+
+    image: ElfImage
+    modules: list[Module]
+    own_initrd: bool
+
+
+def _prepare(config: DomainConfig, request: Request) -> _Prepared:
+    image = load_image(config.image)
+    if config.initrd is not None:
+        name = f"the initrd {config.initrd}"
+        return _Prepared(image, [Module(name, memoryview(open_file(config.initrd, "initrd")))], own_initrd=False)
+    if not request.default_initrd or not (image.is_linux or request.command is not None):
+        return _Prepared(image, [], own_initrd=False)
+    from vmm.boot.initramfs import WindowSize, command_initramfs, shell_initramfs
+
+    if request.command is not None:
+        archive = command_initramfs(request.command, EXIT_PORT, plain_newlines=not os.isatty(0))
+    else:
+        window = WindowSize(*reversed(os.get_terminal_size(0))) if os.isatty(0) else None
+        archive = shell_initramfs(window)
+    return _Prepared(image, [Module("the initrd made of busybox", memoryview(archive))], own_initrd=True)
+
+
+class _Runner:
+    """One guest and its restarts.  Owned by the main thread."""
+
+    def __init__(self, config: DomainConfig, request: Request) -> None:
+        self._config = config
+        self._request = request
+        self._deadline = None if request.timeout_s is None else time.monotonic() + request.timeout_s
+        self._left = threading.Event()
+        self._own_initrd = False
+        self._domain: Domain | None = None
+        self._system = System()
+        self._hypervisor = Hypervisor(self._system)
+        self._console = open_chardev(config.console)
+        self._serial = None if config.serial == "none" else open_chardev(config.serial, "--serial")
+        self._chardevs = [self._console] + ([self._serial] if self._serial else [])
+
+    def run(self, prepared: _Prepared | None) -> int:
+        """To the end of the last guest: the exit status."""
+        while True:
+            domain = self._domain = self._create(prepared or _prepare(self._config, self._request))
+            prepared = None
+            try:
+                status = self._run_domain(domain)
+            finally:
+                self._hypervisor.destroy_domain(domain)
+            if status is not None:
+                return status
+
+    def _create(self, prepared: _Prepared) -> Domain:
+        self._own_initrd = prepared.own_initrd
+        domain = self._hypervisor.create_domain(self._config, prepared.image, prepared.modules, self._console, self._serial)
+        prepared.modules.clear()
+        gc.freeze()
+        gc.enable()
+        return domain
+
+    def _run_domain(self, domain: Domain) -> int | None:
+        """The exit status, or None where the guest is to be started again."""
+        exit_port = ExitPort()
+        if self._request.command is not None:
+            domain.ports.own(exit_port, *exit_port.ranges)
+
+        def offer(data: bytes) -> None:
+            if data or self._own_initrd:
+                domain.type(data or END_OF_INPUT)
+
+        domain.start()
+        if self._request.command is None or os.isatty(0):
+            self._console.start(offer, self._leave)
+        if self._serial is not None:
+            self._serial.start(domain.type_serial, self._leave)
+        outcome = domain.wait(self._remaining())
+        if outcome is None:
+            self._discard_output()
+        domain.stop()
+        if outcome is None and self._left.is_set():
+            return ExitStatus.INTERRUPTED
+        if outcome is None:
+            _say(domain, f"the guest was stopped after {self._request.timeout_s:g} s (--timeout)")
+            return ExitStatus.TIMED_OUT
+        if outcome.reason is ShutdownReason.reboot and self._request.restart:
+            return None
+        return _report(domain, outcome, exit_port.status, self._request.command)
+
+    def _remaining(self) -> float | None:
+        return None if self._deadline is None else max(self._deadline - time.monotonic(), 0)
+
+    def _leave(self) -> None:
+        self._left.set()
+        if self._domain is not None:
+            self._domain.interrupt()
+
+    def _discard_output(self) -> None:
+        # A reader that does not read must not keep the guest's threads from ending.
+        for chardev in self._chardevs:
+            chardev.discard()
+
+    def close(self) -> None:
+        self._discard_output()
+        self._hypervisor.close()
+        for chardev in self._chardevs:
+            chardev.close()
+        self._system.close()
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _report(domain: Domain, outcome: Outcome) -> int:
+def _report(domain: Domain, outcome: Outcome, command_status: int | None, command: str | None) -> int:
     if outcome.reason in (ShutdownReason.poweroff, ShutdownReason.reboot):
-        return ExitStatus.POWERED_OFF
+        if command is None:
+            return ExitStatus.POWERED_OFF
+        if command_status is not None:
+            return command_status
+        _say(domain, "the guest ended without saying how the command of --exec ended")
+        return ExitStatus.FAILED
     if outcome.reason is ShutdownReason.suspend:
         _say(domain, "the guest asked to be suspended, which pyvmm cannot do yet")
         return ExitStatus.FAILED
@@ -83,3 +183,17 @@ def _say(domain: Domain, *lines: str) -> None:
     why = domain.why_no_hypercalls()
     for index, line in enumerate([*lines, why] if why else lines):
         print(f"pyvmm: {line}" if index == 0 or line is why else f"  {line}", file=sys.stderr)
+
+
+def with_defaults(image: Path | None, append: str, command: str | None) -> tuple[Path, str]:
+    """The image and the command line that a kernel developer means: the running kernel, the Xen console."""
+    if image is None:
+        image = Path(f"/boot/vmlinuz-{os.uname().release}")
+        if not image.exists():
+            raise UsageError(f"no IMAGE was given, and this host's own kernel is not at {image}; give a vmlinux or vmlinuz")
+    words = append.split()
+    defaults = [] if any(word.startswith("console=") for word in words) else ["console=hvc0"]
+    chatty = ("loglevel=", "ignore_loglevel", "debug", "earlyprintk")
+    if command is not None and not any(word.startswith(chatty) for word in words):
+        defaults += ["quiet", "loglevel=0"]
+    return image, " ".join([*defaults, append] if append else defaults)

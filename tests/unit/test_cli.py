@@ -43,7 +43,9 @@ def test_missing_initrd_gives_1_and_one_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["run"], "required"),
+        (["run", "--exec", "true", "--initrd", "x"], "not allowed with"),
+        (["run", "image", "--on-reboot", "dance"], "invalid choice"),
+        (["run", "image", "--serial", "stdio"], "cannot both be stdio"),
         (["run", "image", "-m", "0"], "size"),
         (["run", "image", "-m", "-1"], "size"),
         (["run", "image", "-m", "1M"], "too little"),

@@ -1,16 +1,12 @@
 """The console ring's back end."""
 
-import os
 import struct
-from pathlib import Path
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.fakes import Bytes
-from vmm.devices.console import Console, ConsoleRing, ConsoleSink
-from vmm.errors import PyvmmError, UsageError
+from vmm.devices.console import Console, ConsoleRing
 
 IN, OUT = 0, 1024
 INDEXES = 3072
@@ -88,26 +84,3 @@ def test_console_empties_the_ring_and_rings_back_once() -> None:
     console.on_event()
     assert sink.data == b"hello"
     assert rings == [1]
-
-
-def test_file_sink_writes_the_file(tmp_path: Path) -> None:
-    sink = ConsoleSink.open(f"file:{tmp_path}/log")
-    sink.write(b"line\n")
-    sink.close()
-    assert (tmp_path / "log").read_bytes() == b"line\n"
-
-
-def test_bad_sinks_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(PyvmmError, match="cannot write the console"):
-        ConsoleSink.open(f"file:{tmp_path}/no/where")
-    for spec in ("tty", "file:", ""):
-        with pytest.raises(UsageError, match="--console"):
-            ConsoleSink.open(spec)
-
-
-def test_a_reader_that_is_gone_does_not_stop_the_guest() -> None:
-    reader, writer = os.pipe()
-    os.close(reader)
-    sink = ConsoleSink(writer, owned=True)
-    sink.write(b"lost")
-    sink.write(b"lost too")

@@ -14,16 +14,17 @@ from vmm.devices.terminal import Terminal
 
 
 class Reader:
-    """Whoever gets the input; `seen` is set when something has come."""
+    """Whoever gets the input."""
 
     def __init__(self) -> None:
         self.data = b""
         self.left = threading.Event()
-        self.seen = threading.Event()
+        self.ended = threading.Event()
 
     def offer(self, data: bytes) -> None:
         self.data += data
-        self.seen.set()
+        if not data:
+            self.ended.set()
 
 
 def test_terminal_is_raw_while_reading_and_as_before_afterwards(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,8 +32,8 @@ def test_terminal_is_raw_while_reading_and_as_before_afterwards(monkeypatch: pyt
     before = termios.tcgetattr(slave)
     monkeypatch.setattr(os, "tcgetpgrp", lambda fd: os.getpgrp())
     reader = Reader()
-    terminal = Terminal(slave, reader.offer, reader.left.set)
-    terminal.start()
+    terminal = Terminal(slave, reader.left.set)
+    terminal.start(reader.offer)
     assert not termios.tcgetattr(slave)[3] & (termios.ECHO | termios.ICANON | termios.ISIG)
     os.write(master, b"\x03ls\r\x1dnever seen")
     assert reader.left.wait(5)
@@ -46,10 +47,10 @@ def test_terminal_is_raw_while_reading_and_as_before_afterwards(monkeypatch: pyt
 def test_a_pipe_is_passed_on_whole_escape_character_included() -> None:
     source, target = os.pipe()
     reader = Reader()
-    Terminal(source, reader.offer, reader.left.set).start()
+    Terminal(source, reader.left.set).start(reader.offer)
     os.write(target, b"echo \x1d\n")
     os.close(target)
-    assert reader.seen.wait(5)
+    assert reader.ended.wait(5)
     assert reader.data == b"echo \x1d\n"
     assert not reader.left.is_set()
 

@@ -7,6 +7,7 @@ of pyvmm's start.  Source: xen/include/public/elfnote.h.
 import io
 import itertools
 import struct
+from collections.abc import Iterator
 from mmap import mmap
 from typing import Any, NamedTuple
 
@@ -17,6 +18,9 @@ SHT_SYMTAB = "SHT_SYMTAB"
 PF_X = 1
 PHYS32_ENTRY = 18
 """XEN_ELFNOTE_PHYS32_ENTRY: the 32-bit physical address at which to enter."""
+
+GUEST_OS = 6
+"""XEN_ELFNOTE_GUEST_OS: its name, "linux" for Linux."""
 
 MIN_ELF_BYTES = 52
 MAX_NOTES_BYTES = 1 << 20
@@ -39,7 +43,10 @@ class Segment(NamedTuple):
 
 
 class ElfImage:
-    """A parsed image; `data` holds the whole file.  ImageError for whatever makes it unusable."""
+    """A parsed image; `data` holds the whole file, and `is_linux` is what its notes say.
+
+    ImageError for whatever makes it unusable.
+    """
 
     def __init__(self, data: bytes | mmap, name: str) -> None:
         from elftools.common.exceptions import ELFError
@@ -66,17 +73,19 @@ class ElfImage:
                 raise ImageError(f"{name} is an ELF file for {self._header['e_machine']}, not for x86")
             programs = self._program_headers()
             self.segments = self._segments(programs)
-            entry = self._phys32_entry(programs)
+            notes = self._xen_notes(programs)
         except (ELFError, ConstructError, struct.error, OverflowError, KeyError, ValueError) as error:
             raise ImageError(f"{name} is a broken ELF file: {str(error) or type(error).__name__}") from None
-        if entry is None:
+        if len(notes.get(PHYS32_ENTRY, b"")) not in (4, 8):
             raise ImageError(
                 f"{name} has no XEN_ELFNOTE_PHYS32_ENTRY note, so it has no PVH entry point "
                 "(Linux: build with CONFIG_XEN_PVH or CONFIG_PVH)"
             )
+        entry = int.from_bytes(notes[PHYS32_ENTRY], "little") & 0xFFFF_FFFF
         if not any(segment.gpa <= entry < segment.end for segment in self.segments):
             raise ImageError(f"{name} says that it is entered at {entry:#x}, which is in none of its segments")
         self.entry = entry
+        self.is_linux = notes.get(GUEST_OS, b"").rstrip(b"\0") == b"linux"
 
     def _struct(self, kind: str, offset: int) -> Any:
         if offset >= len(self.data):
@@ -121,30 +130,17 @@ class ElfImage:
                 raise ImageError(f"{self.name} has segments that overlap at {after.gpa:#x}")
         return segments
 
-    def _phys32_entry(self, programs: list[Any]) -> int | None:
+    def _xen_notes(self, programs: list[Any]) -> dict[int, bytes]:
+        found: dict[int, bytes] = {}
         for header in programs:
             if header["p_type"] != PT_NOTE:
                 continue
             start, size = header["p_offset"], header["p_filesz"]
             if start + size > len(self.data) or size > MAX_NOTES_BYTES:
                 raise ImageError(f"{self.name} is truncated: its notes are beyond its end")
-            entry = self._entry_in_notes(bytes(self.data[start : start + size]))
-            if entry is not None:
-                return entry
-        return None
-
-    def _entry_in_notes(self, notes: bytes) -> int | None:
-        position = 0
-        while position + 12 <= len(notes):
-            name_bytes, value_bytes, kind = struct.unpack_from("<III", notes, position)
-            name_at = position + 12
-            value_at = name_at + (name_bytes + 3 & ~3)
-            if value_at + value_bytes > len(notes):
-                return None
-            if kind == PHYS32_ENTRY and notes[name_at : name_at + name_bytes] == b"Xen\0" and value_bytes in (4, 8):
-                return int.from_bytes(notes[value_at : value_at + value_bytes], "little") & 0xFFFF_FFFF
-            position = value_at + (value_bytes + 3 & ~3)
-        return None
+            for kind, value in _xen_notes(bytes(self.data[start : start + size])):
+                found.setdefault(kind, value)
+        return found
 
     @property
     def end(self) -> int:
@@ -189,3 +185,17 @@ class ElfImage:
                 start = segment.file_offset + gpa - segment.gpa
                 return self.data[start : min(start + size_bytes, segment.file_offset + segment.file_bytes)]
         return b""
+
+
+def _xen_notes(notes: bytes) -> Iterator[tuple[int, bytes]]:
+    """The type and value of each of Xen's notes, as far as they are whole."""
+    position = 0
+    while position + 12 <= len(notes):
+        name_bytes, value_bytes, kind = struct.unpack_from("<III", notes, position)
+        name_at = position + 12
+        value_at = name_at + (name_bytes + 3 & ~3)
+        if value_at + value_bytes > len(notes):
+            return
+        if notes[name_at : name_at + name_bytes] == b"Xen\0":
+            yield kind, notes[value_at : value_at + value_bytes]
+        position = value_at + (value_bytes + 3 & ~3)

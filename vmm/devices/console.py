@@ -1,13 +1,14 @@
-"""The PV console: its ring, and where the output goes.  Source: xen/include/public/io/console.h."""
+"""The PV console: its ring, and the back end that moves bytes between it and the world.
 
-import os
+Source: xen/include/public/io/console.h.
+"""
+
 import struct
-import threading
 from collections.abc import Callable
 from typing import Protocol
 
 from vmm import log
-from vmm.errors import PyvmmError, UsageError
+from vmm.devices.chardev import Sink
 
 IN_BYTES, OUT_BYTES = 1024, 2048
 _OUT = IN_BYTES
@@ -61,54 +62,6 @@ class ConsoleRing:
         return len(accepted)
 
 
-class Sink(Protocol):
-    """Whoever takes console output; called from any thread."""
-
-    def write(self, data: bytes) -> None: ...
-
-
-class ConsoleSink:
-    """Where console output goes.  Writers from any thread; `_lock` keeps their pieces whole."""
-
-    def __init__(self, fd: int | None, *, owned: bool = False) -> None:
-        self._fd = fd
-        self._owned = owned
-        self._lock = threading.Lock()
-
-    @classmethod
-    def open(cls, spec: str) -> "ConsoleSink":
-        """From `stdio`, `none` or `file:PATH`.  UsageError, PyvmmError."""
-        kind, _, path = spec.partition(":")
-        if spec == "stdio":
-            return cls(1)
-        if spec == "none":
-            return cls(None)
-        if kind == "file" and path:
-            try:
-                return cls(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666), owned=True)
-            except OSError as error:
-                raise PyvmmError(f"cannot write the console to {path}: {error.strerror}") from None
-        raise UsageError(f"--console takes stdio, none or file:PATH, not {spec!r}")
-
-    def write(self, data: bytes) -> None:
-        """All of it, in order; a reader that is gone makes later output vanish, once logged."""
-        with self._lock:
-            view = memoryview(data)
-            while view and self._fd is not None:
-                try:
-                    view = view[os.write(self._fd, view) :]
-                except BlockingIOError:
-                    os.set_blocking(self._fd, True)
-                except OSError as error:
-                    log.get(__name__).warning("console output is lost from here on", reason=error.strerror)
-                    self.close()
-
-    def close(self) -> None:
-        if self._fd is not None and self._owned:
-            os.close(self._fd)
-        self._fd = None
-
-
 class Console:
     """The back end: moves bytes between the ring and the world.
 
@@ -142,12 +95,11 @@ class Console:
     def on_event(self) -> None:
         """The guest has rung: take what is there, and ring back since there is room again; it may have taken input."""
         self._give_input()
-        moved = False
-        while data := self._ring.take_output():
+        data = self._ring.take_output()  # what is written from now on comes with an event of its own
+        if data:
             self._sink.write(data)
-            moved = True
         if self._ring.broken and not self._reported:
             self._reported = True
             log.get(__name__).warning("the guest broke its console ring; the console is closed")
-        elif moved:
+        elif data:
             self._notify_guest()

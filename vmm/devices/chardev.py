@@ -1,0 +1,130 @@
+"""Where a console's bytes go to and come from: standard output, a file, a pseudo-terminal, a Unix socket.
+
+Output waits for whoever reads it, so none is lost and none piles up.
+"""
+
+import os
+import select
+import stat
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from vmm import log
+from vmm.devices.terminal import Terminal
+from vmm.errors import PyvmmError, UsageError
+
+PIECE_BYTES = select.PIPE_BUF
+"""What a pipe that can be written to takes without waiting."""
+
+FORMS = "stdio, pty, unix:PATH, file:PATH or none"
+
+Offer = Callable[[bytes], None]
+"""Takes input and returns when there is room for more; b"" is the end of it."""
+
+
+class Sink(Protocol):
+    """Whoever takes console output; called from any thread."""
+
+    def write(self, data: bytes) -> None: ...
+
+
+class Chardev(Sink, Protocol):
+    """Both directions of a console."""
+
+    def start(self, offer: Offer, leave: Callable[[], None]) -> None:
+        """Let input come; `leave` is called when the user wants to leave the guest."""
+        ...
+
+    def discard(self) -> None:
+        """Take no more output, and let a writer that waits return."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def open_chardev(spec: str, option: str = "--console") -> Chardev:
+    """From one of FORMS.  UsageError, PyvmmError."""
+    kind, _, path = spec.partition(":")
+    try:
+        if spec == "stdio":
+            return Stdio()
+        if spec == "none":
+            return Output(None)
+        if spec == "pty" or (kind == "unix" and path):
+            from vmm.devices.connections import Pty, UnixServer  # sockets cost every start 3 ms
+
+            return Pty(option) if spec == "pty" else UnixServer(Path(path))
+        if kind == "file" and path:
+            return Output(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666), owned=True)
+    except OSError as error:
+        raise PyvmmError(f"{option} {spec}: {error.strerror or error}") from None
+    raise UsageError(f"{option} takes {FORMS}, not {spec!r}")
+
+
+class Output:
+    """Output to a descriptor, and no input.  Writers from any thread; `_lock` keeps their pieces whole."""
+
+    def __init__(self, fd: int | None, *, owned: bool = False) -> None:
+        self._fd = fd
+        self._owned = owned
+        self._lock = threading.Lock()
+        self._abort = os.eventfd(0, os.EFD_CLOEXEC)
+        self._always_ready = fd is None or stat.S_ISREG(os.fstat(fd).st_mode)
+        self._discarding = False
+
+    def start(self, offer: Offer, leave: Callable[[], None]) -> None:
+        """There is no input."""
+
+    def write(self, data: bytes) -> None:
+        """All of it, in order; a reader that is gone makes later output vanish, once logged."""
+        with self._lock:
+            if self._fd is None or self._discarding:
+                return
+            view = memoryview(data)
+            while view and (self._always_ready or self._ready(self._fd)):
+                try:
+                    view = view[os.write(self._fd, view[:PIECE_BYTES]) :]
+                except BlockingIOError:
+                    pass  # another process that shares the pipe was quicker
+                except OSError as error:
+                    log.get(__name__).warning("console output is lost from here on", reason=error.strerror)
+                    self._discarding = True
+                    return
+
+    def _ready(self, fd: int) -> bool:
+        poller = select.poll()
+        poller.register(fd, select.POLLOUT)
+        poller.register(self._abort, select.POLLIN)
+        return self._abort not in dict(poller.poll())
+
+    def discard(self) -> None:
+        self._discarding = True
+        os.eventfd_write(self._abort, 1)
+
+    def close(self) -> None:
+        self.discard()
+        with self._lock:
+            if self._fd is not None and self._owned:
+                os.close(self._fd)
+            self._fd = None
+
+
+class Stdio(Output):
+    """Standard output and the user's terminal, or whatever standard input is."""
+
+    def __init__(self) -> None:
+        super().__init__(1)
+        self._terminal: Terminal | None = None
+
+    def start(self, offer: Offer, leave: Callable[[], None]) -> None:
+        """Raw mode where there is a terminal."""
+        if self._terminal is None:
+            self._terminal = Terminal(0, leave)
+        self._terminal.start(offer)
+
+    def close(self) -> None:
+        if self._terminal is not None:
+            self._terminal.restore()
+        super().close()
