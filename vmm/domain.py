@@ -24,7 +24,7 @@ from vmm.kvm import MsiRoute, System, XenFlag, allow_kicks
 from vmm.kvm.capabilities import msr_filter_available
 from vmm.memory import GuestMemory
 from vmm.vcpu import Vcpu
-from vmm.xenabi.constants import E820, HYPERCALL_MSR, PAGE_BYTES, HvmParam, ShutdownReason
+from vmm.xenabi.constants import CALLBACK_TYPE_VECTOR, E820, HYPERCALL_MSR, PAGE_BYTES, HvmParam, ShutdownReason
 from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.evtchn import EventChannels
 from vmm.xenabi.evtchn_abi import TwoLevelLayout
@@ -72,6 +72,7 @@ class Domain:
         self.privileged = Feature.PRIVILEGED in config.features
         self.identity = _identity(config)
         self.hvm_params: dict[int, int] = {}
+        self.callback_vector: int | None = None
         self.shutdown_reason: ShutdownReason | None = None
         self.unknown_hypercalls: Counter[str] = Counter()
         self.hypercall_page_asked = False
@@ -129,7 +130,7 @@ class Domain:
             vm.irqfd(vcpu.upcall_fd, index)
             if self.transport is Transport.KVM_XEN and XenFlag.EVTCHN_SEND in system.xen_flags():
                 vcpu.kvm.xen_set_vcpu_id(index)
-            for timer in (vcpu.singleshot, vcpu.periodic):
+            for timer in (vcpu.singleshot, vcpu.periodic, vcpu.callback_check):
                 self._timers.watch(timer.fd, timer.on_readable)
         self.grants = GrantTable(FIRST_GRANT_PAGE)
         self.ports = Ports()
@@ -255,6 +256,12 @@ class Domain:
         with self._lock:
             self._routes[vcpu_id] = MsiRoute(acpi.apic_id(vcpu_id), vector)
             self.vm.set_msi_routes(self._routes)
+
+    def set_callback(self, value: int) -> None:
+        """HVM_PARAM_CALLBACK_IRQ: the vector of all vCPUs that have none of their own.  A PVH domain has no GSIs."""
+        self.callback_vector = value & 0xFF if value >> 56 == CALLBACK_TYPE_VECTOR else None
+        for vcpu in self.vcpus:
+            vcpu.upcall()
 
     def place_shared_info(self, gfn: Gfn, abi: Abi) -> None:
         """Show the shared info page at `gfn`, where KVM then keeps its clocks."""

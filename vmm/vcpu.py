@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 MSR_KVM_SYSTEM_TIME_NEW = 0x4B56_4D01
 VCPU_INFO_BYTES = 64
 VCPU_TIME_OFFSET = 32
+CALLBACK_CHECK_NS = 10_000_000
 _VMCALL_BYTES = 3
 _XEN_HCALL = 1
 _EPERM = (1 << 64) - errno.EPERM
@@ -50,6 +51,10 @@ class Vcpu:
         self.upcall_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.singleshot = Timer(self._timer_fired)
         self.periodic = Timer(self._timer_fired)
+        self.callback_check = Timer(self._check_callback)
+        self._own_vector = False
+        self._clock_gpa: int | None = None
+        self._callback_due = False
         self._requests: deque[Callable[[], None]] = deque()
         self._stopping = False
         self._call = Call(domain, self)
@@ -62,6 +67,7 @@ class Vcpu:
             Exit.XEN: self._xen,
             Exit.MMIO: self._mmio_access,
             Exit.INTERRUPTED: kvm.kick_seen,
+            Exit.INIT_TAKEN: self._restore_clock,
             Exit.INTR: kvm.kick_seen,
             Exit.X86_WRMSR: self._write_msr,
             Exit.SHUTDOWN: self._triple_fault,
@@ -95,7 +101,8 @@ class Vcpu:
     def post(self, request: Callable[[], None]) -> None:
         """Run something in this vCPU's thread before it next enters the guest."""
         self._requests.append(request)
-        self._kick()
+        if threading.current_thread() is not self._thread:
+            self._kick()
 
     def stop(self) -> None:
         """Leave the guest for good, at once; from any thread."""
@@ -131,7 +138,7 @@ class Vcpu:
                 while self._requests:
                     self._requests.popleft()()
                 reason = kvm.enter()
-                if not self.online and reason != Exit.INTERRUPTED:
+                if not self.online and reason >= 0:
                     self.online = True  # an application processor that got its SIPI
                 handler = exits.get(reason)
                 if handler is None:
@@ -290,12 +297,34 @@ class Vcpu:
         return list(pieces(self.domain.memory, self.kvm.sregs, address, size_bytes, write=write))
 
     def upcall(self) -> None:
-        """Interrupt the guest for its pending events."""
-        os.eventfd_write(self.upcall_fd, 1)
+        """Interrupt the guest for its pending events: at its own vector, else by the domain's callback vector."""
+        if self._own_vector:
+            os.eventfd_write(self.upcall_fd, 1)
+        elif self.domain.callback_vector is not None and not self._callback_due:
+            self._callback_due = True
+            self.post(self._inject_callback)
+
+    def _inject_callback(self) -> None:
+        # Linux before 6.0 does not acknowledge this vector at its LAPIC, so it has to come past it.
+        self._callback_due = False
+        vector = self.domain.callback_vector
+        if vector is not None and self._upcall_pending():
+            self.kvm.open_lint0()
+            self.kvm.interrupt(vector)
+            self.callback_check.arm(CALLBACK_CHECK_NS)
+
+    def _check_callback(self) -> None:
+        # The line is level triggered.  The guest may have masked LINT0 again between the interrupt and its delivery.
+        if self._upcall_pending():
+            self.upcall()
+
+    def _upcall_pending(self) -> bool:
+        return self.info is not None and self.info.read(0, 1) != b"\0"
 
     def set_upcall_vector(self, vector: int) -> None:
         """Route this vCPU's upcalls to a vector at its LAPIC; what was pending before had nowhere to go."""
         self.domain.route_upcall(self.id, vector)
+        self._own_vector = True
         self.upcall()
 
     def set_info(self, gpa: Gpa) -> None:
@@ -323,7 +352,13 @@ class Vcpu:
 
     def _set_clock(self, gpa: int) -> None:
         # KVM's own clock has Xen's structure: let KVM keep it there.
-        self.kvm.set_msr(MSR_KVM_SYSTEM_TIME_NEW, gpa | 1)
+        self._clock_gpa = gpa
+        self._restore_clock()
+
+    def _restore_clock(self) -> None:
+        # KVM takes its clock away from a vCPU that gets an INIT; Xen does not.
+        if self._clock_gpa is not None:
+            self.kvm.set_msr(MSR_KVM_SYSTEM_TIME_NEW, self._clock_gpa | 1)
 
     def set_timer(self, deadline_ns: int | None) -> None:
         """VIRQ_TIMER at a guest system time, or never."""
@@ -336,6 +371,7 @@ class Vcpu:
         """VIRQ_TIMER every so often, or no more."""
         if period_ns is None:
             self.periodic.disarm()
+            self._restore_clock()  # a CPU that comes up again after an INIT does this first
         else:
             self.periodic.arm(period_ns, period_ns)
 
@@ -378,6 +414,7 @@ class Vcpu:
         """Release the descriptors; the thread has ended."""
         self.singleshot.close()
         self.periodic.close()
+        self.callback_check.close()
         os.close(self.upcall_fd)
         self._io = self._mmio = self._msr = self._hcall = self._cs = self._ss = None
         self.kvm.close()

@@ -64,8 +64,9 @@ def test_long_multicall_gives_way_and_completes(build: Build, page_transport: Tr
     passes(run(DomainConfig(build("multicall"), transport=page_transport), timeout_s=120))
 
 
-def test_event_channels_interrupt_the_guest(build: Build, page_transport: Transport) -> None:
-    passes(run(DomainConfig(build("upcall"), transport=page_transport), timeout_s=60))
+@pytest.mark.parametrize("delivery", ["upcall", "callback"])
+def test_event_channels_interrupt_the_guest(build: Build, page_transport: Transport, delivery: str) -> None:
+    passes(run(DomainConfig(build(delivery), transport=page_transport), timeout_s=60))
 
 
 def test_cpuid_shows_xen_as_the_reference_does(build: Build, page_transport: Transport) -> None:

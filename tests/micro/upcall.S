@@ -27,10 +27,21 @@ main:
 	movl $add_shared_info, %esi
 	hypercall MEMORY_OP
 	expect 0, "add_to_physmap"
+#ifdef CALLBACK
+	movl $0x835, %ecx		/* LINT0 masked, as Linux leaves it */
+	movl $0x10700, %eax
+	xorl %edx, %edx
+	wrmsr
+	xorl %edi, %edi
+	movl $callback, %esi
+	hypercall HVM_OP
+	expect 0, "HVM_PARAM_CALLBACK_IRQ"
+#else
 	movl $23, %edi
 	movl $set_vector, %esi
 	hypercall HVM_OP
 	expect 0, "set_evtchn_upcall_vector"
+#endif
 	movl $7, %edi
 	movl $bind_ipi, %esi
 	hypercall EVENT_CHANNEL_OP
@@ -107,10 +118,12 @@ handler:
 	xchgq %rax, 0x200000 + 8	/* evtchn_pending_sel */
 	xorl %eax, %eax
 	xchgq %rax, 0x200000 + 0x800	/* evtchn_pending[0] */
+#ifndef CALLBACK			/* which must not be acknowledged */
 	movl $0x80b, %ecx		/* end of interrupt */
 	xorl %eax, %eax
 	xorl %edx, %edx
 	wrmsr
+#endif
 	popq %rdx
 	popq %rcx
 	popq %rax
@@ -125,6 +138,9 @@ add_shared_info:
 	.long 0
 	.quad 0, 0x200
 set_vector: .long 0, VECTOR
+callback: .short 0x7ff0, 0
+	.long 0
+	.quad 2 << 56 | VECTOR
 bind_ipi: .long 0, 0
 bind_timer: .long 0, 0, 0, 0
 singleshot: .quad 1, 0

@@ -137,6 +137,7 @@ class Domain:
         self.events = EventChannels(self.vcpus)
         self.events.attach(self.shared_info, Abi.X86_64)
         self.grants = GrantTable(1)
+        self.callback = 0
         self.printed = b""
         self.ended: list[ShutdownReason] = []
         self.crashes: list[str] = []
@@ -152,6 +153,9 @@ class Domain:
 
     def crash(self, reason: str) -> None:
         self.crashes.append(reason)
+
+    def set_callback(self, value: int) -> None:
+        self.callback = value
 
     def place_shared_info(self, gfn: Gfn, abi: Abi) -> None:
         self.memory.place_xen_page(gfn, 0)

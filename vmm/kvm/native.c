@@ -33,16 +33,10 @@ static int pyvmm_install_kick(int number)
 	return sigaction(number, &action, NULL) == 0 ? 0 : -errno;
 }
 
-/* Run the guest until it needs an answer: the exit reason, or -errno (-EINTR after a kick). */
+/* Run the guest until it needs an answer: the exit reason, or -errno (-EINTR after a kick, -EAGAIN after an INIT). */
 static int pyvmm_enter(int vcpu_fd, struct kvm_run *run)
 {
-	for (;;) {
-		if (ioctl(vcpu_fd, KVM_RUN, 0) == 0)
-			return (int)run->exit_reason;
-		if (errno == EAGAIN) /* an application processor that got its INIT: wait on */
-			continue;
-		return -errno;
-	}
+	return ioctl(vcpu_fd, KVM_RUN, 0) == 0 ? (int)run->exit_reason : -errno;
 }
 
 /* Arm a CLOCK_MONOTONIC timerfd `delay_ns` from now (0: disarm), then every `period_ns` (0: once).  0, or -errno. */

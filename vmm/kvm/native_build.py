@@ -45,6 +45,9 @@ CONSTANTS = [
     "KVM_GET_MP_STATE",
     "KVM_SET_MP_STATE",
     "KVM_TRANSLATE",
+    "KVM_INTERRUPT",
+    "KVM_GET_LAPIC",
+    "KVM_SET_LAPIC",
     "KVM_GET_TSC_KHZ",
     "KVM_CAP_USER_MEMORY",
     "KVM_CAP_IRQFD",
@@ -191,6 +194,8 @@ struct kvm_irq_routing_msi { uint32_t address_lo, address_hi, data, devid; };
 struct kvm_irq_routing_entry { uint32_t gsi, type, flags; union { struct kvm_irq_routing_msi msi; uint32_t pad[8]; } u; ...; };
 struct kvm_irq_routing { uint32_t nr, flags; struct kvm_irq_routing_entry entries[]; ...; };
 struct kvm_mp_state { uint32_t mp_state; ...; };
+struct kvm_interrupt { uint32_t irq; };
+struct kvm_lapic_state { char regs[1024]; };
 struct kvm_translation { uint64_t linear_address, physical_address; uint8_t valid, writeable, usermode; ...; };
 struct kvm_clock_data { uint64_t clock; uint32_t flags; ...; };
 struct kvm_xen_hvm_config { uint32_t flags, msr; uint64_t blob_addr_32, blob_addr_64; uint8_t blob_size_32, blob_size_64; ...; };

@@ -15,12 +15,14 @@ from vmm.kvm._native import ffi, lib
 from vmm.kvm.errors import KvmError, ioctl
 
 KICK_SIGNAL = signal.SIGRTMIN + 3
+_LVT0_OFFSET, _LVT_MODE_AND_MASK, _LVT_EXTINT = 0x350, 1 << 16 | 7 << 8, 7 << 8
 
 
 class Exit(IntEnum):
-    """Why KVM_RUN came back; INTERRUPTED is a kick."""
+    """Why KVM_RUN came back; INTERRUPTED is a kick, INIT_TAKEN a waiting application processor that got its INIT."""
 
     INTERRUPTED = -errno.EINTR
+    INIT_TAKEN = -errno.EAGAIN
     UNKNOWN = lib.KVM_EXIT_UNKNOWN
     EXCEPTION = lib.KVM_EXIT_EXCEPTION
     IO = lib.KVM_EXIT_IO
@@ -71,12 +73,14 @@ class Vcpu:
         self.sregs = self.run.s.regs.sregs
         self.run.kvm_valid_regs = lib.KVM_SYNC_X86_REGS | lib.KVM_SYNC_X86_SREGS
         self._start = int(ffi.cast("uintptr_t", self.run))
+        self._lapic: Any = ffi.new("struct kvm_lapic_state *")
+        self._lvt0 = ffi.cast("uint32_t *", self._lapic.regs + _LVT0_OFFSET)
         self._thread: int | None = None
 
     def enter(self) -> int:
         """KVM_RUN: run the guest until it needs an answer; an `Exit`.  KvmError where KVM gives up."""
         reason: int = lib.pyvmm_enter(self.fd, self.run)
-        if reason < 0 and reason != -errno.EINTR:
+        if reason < 0 and reason not in (Exit.INTERRUPTED, Exit.INIT_TAKEN):
             raise KvmError("KVM_RUN", -reason)
         return reason
 
@@ -173,6 +177,28 @@ class Vcpu:
         request.linear_address = gva
         ioctl(self.fd, "KVM_TRANSLATE", lib.KVM_TRANSLATE, request)
         return int(request.physical_address) if request.valid else None
+
+    def interrupt(self, vector: int) -> bool:
+        """KVM_INTERRUPT: raise a vector as an 8259 would, past the LAPIC; False where one waits already.
+
+        With a split irqchip KVM delivers it once the guest takes interrupts, provided that LVT0 lets it in.
+        """
+        request = ffi.new("struct kvm_interrupt *", [vector])
+        try:
+            ioctl(self.fd, "KVM_INTERRUPT", lib.KVM_INTERRUPT, request)
+        except KvmError as error:
+            if error.code == errno.EEXIST:
+                return False
+            raise
+        return True
+
+    def open_lint0(self) -> None:
+        """Let `interrupt` in: LVT0 as an unmasked ExtINT, which KVM asks of the LAPIC (KVM_GET_LAPIC, KVM_SET_LAPIC)."""
+        ioctl(self.fd, "KVM_GET_LAPIC", lib.KVM_GET_LAPIC, self._lapic)
+        lvt0 = self._lvt0
+        if lvt0[0] & _LVT_MODE_AND_MASK != _LVT_EXTINT:
+            lvt0[0] = _LVT_EXTINT
+            ioctl(self.fd, "KVM_SET_LAPIC", lib.KVM_SET_LAPIC, self._lapic)
 
     def tsc_khz(self) -> int:
         """KVM_GET_TSC_KHZ: the guest TSC's frequency."""

@@ -124,6 +124,8 @@ class HvmParam(IntEnum):
 
 
 HVM_NR_PARAMS = 39
+CALLBACK_TYPE_VECTOR = 2
+"""HVM_PARAM_CALLBACK_TYPE_VECTOR, in bits 56 to 63 of HVM_PARAM_CALLBACK_IRQ."""
 
 
 class MapSpace(IntEnum):

@@ -41,6 +41,10 @@ class DomainState(Protocol):
         """End the domain for what it did."""
         ...
 
+    def set_callback(self, value: int) -> None:
+        """HVM_PARAM_CALLBACK_IRQ: how vCPUs without an upcall vector are interrupted."""
+        ...
+
     def place_shared_info(self, gfn: Gfn, abi: Abi) -> None:
         """XENMAPSPACE_shared_info: show the page there and start its clock."""
         ...

@@ -28,6 +28,8 @@ def set_param(call: Call, op: HvmParamOp) -> None:
     """Set one of the few parameters that are the guest's own."""
     _check(call, op, GUEST_MAY_SET)
     domain_of(call).hvm_params[op.index] = op.value
+    if op.index == HvmParam.CALLBACK_IRQ:
+        domain_of(call).set_callback(op.value)
 
 
 @suboperation(Hypercall.hvm_op, 1, "get_param", arg=HvmParamOp, out=True)

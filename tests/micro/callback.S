@@ -1,0 +1,3 @@
+/* The same by the older callback vector, which the guest does not acknowledge. */
+#define CALLBACK
+#include "upcall.S"
