@@ -28,7 +28,7 @@ from vmm.xenabi.constants import CALLBACK_TYPE_VECTOR, E820, HYPERCALL_MSR, PAGE
 from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.evtchn import EventChannels
 from vmm.xenabi.evtchn_abi import TwoLevelLayout
-from vmm.xenabi.grants import MAX_FRAMES, GrantTable
+from vmm.xenabi.grants import TABLE_PAGES, GrantTable
 from vmm.xenabi.hypercalls import dispatch
 from vmm.xenabi.interfaces import Call, Domid, Gfn, Gpa, Identity, Port
 from vmm.xenabi.transport import Transport, patch_for
@@ -39,7 +39,7 @@ SPECIAL_PAGES_START, SPECIAL_PAGES = 0xFEFF_8000, 8
 STORE_GFN, CONSOLE_GFN = Gfn(0xFEFFC), Gfn(0xFEFFF)
 INTEL_TSS_AREA = 0xFEFF_0000
 SHARED_INFO_PAGE, FIRST_GRANT_PAGE = 0, 1
-XEN_PAGES = FIRST_GRANT_PAGE + MAX_FRAMES
+XEN_PAGES = FIRST_GRANT_PAGE + TABLE_PAGES
 INPUT_CHECK_S = 0.2
 BACKEND_DOMID = Domid(0)
 
@@ -73,6 +73,7 @@ class Domain:
         self.identity = _identity(config)
         self.hvm_params: dict[int, int] = {}
         self.callback_vector: int | None = None
+        self.runstate_flag = False
         self.shutdown_reason: ShutdownReason | None = None
         self.unknown_hypercalls: Counter[str] = Counter()
         self.hypercall_page_asked = False
@@ -132,7 +133,7 @@ class Domain:
                 vcpu.kvm.xen_set_vcpu_id(index)
             for timer in (vcpu.singleshot, vcpu.periodic, vcpu.callback_check):
                 self._timers.watch(timer.fd, timer.on_readable)
-        self.grants = GrantTable(FIRST_GRANT_PAGE)
+        self.grants = GrantTable(FIRST_GRANT_PAGE, self.memory.xen_page(FIRST_GRANT_PAGE, TABLE_PAGES))
         self.ports = Ports()
         power = AcpiPm(
             acpi.PM1A_EVENT_PORT,
@@ -262,6 +263,10 @@ class Domain:
         self.callback_vector = value & 0xFF if value >> 56 == CALLBACK_TYPE_VECTOR else None
         for vcpu in self.vcpus:
             vcpu.upcall()
+
+    def vm_assist(self, assist: int, *, enabled: bool) -> None:
+        """VMASST_TYPE_runstate_update_flag is the one that a PVH guest may have."""
+        self.runstate_flag = enabled
 
     def place_shared_info(self, gfn: Gfn, abi: Abi) -> None:
         """Show the shared info page at `gfn`, where KVM then keeps its clocks."""

@@ -31,13 +31,15 @@ class MemoryFault(PyvmmError):
 class Region:
     """A stretch of guest memory: where it is, its host mapping, and its slot in KVM."""
 
-    __slots__ = ("end", "host", "slot", "start")
+    __slots__ = ("absent", "end", "host", "slot", "start")
 
     def __init__(self, start: int, host: HostMemory, slot: int) -> None:
         self.start = start
         self.end = start + host.size_bytes
         self.host = host
         self.slot = slot
+        self.absent: bytearray | None = None
+        """One byte a page: 1 where the guest has given it back.  Made when it first does."""
 
 
 class SharedBytes:
@@ -79,6 +81,7 @@ class GuestMemory:
         self._map: list[MemmapEntry] = []
         self._windows = 0
         self._ram_bytes = 0
+        self._pages = 0
         self._maximum_gfn = Gfn(0)
         # Xen's own pages: the hypervisor sees them here, the guest where it asks for them.
         self._xen_file = PageFile("pyvmm-xen-pages", xen_pages)
@@ -104,6 +107,7 @@ class GuestMemory:
         except KvmError as error:
             raise PyvmmError(f"this host cannot reserve {size_bytes >> 20} MiB for the guest: {error}") from None
         self._ram_bytes = size_bytes
+        self._pages = size_bytes // PAGE_BYTES
         top = low if size_bytes == low else HIGH_RAM_START + size_bytes - low
         self._maximum_gfn = Gfn(top // PAGE_BYTES - 1)
         self._map += [
@@ -119,13 +123,57 @@ class GuestMemory:
         self._add(gpa, HostMemory(-(-size_bytes // PAGE_BYTES) * PAGE_BYTES))
         self._map.append(MemmapEntry(Gpa(gpa), used_bytes or size_bytes, kind))
 
+    def release(self, gfn: Gfn) -> bool:
+        """The guest gives a page of its RAM back to the host; False where it has none there."""
+        with self._lock:
+            region = self.find(gfn * PAGE_BYTES)
+            if region is None:
+                return False
+            if region.absent is None:
+                region.absent = bytearray((region.end - region.start) // PAGE_BYTES)
+            index = gfn - region.start // PAGE_BYTES
+            if region.absent[index]:
+                return False
+            region.absent[index] = 1
+            if gfn in self._placed.values():
+                self._placed = {page: at for page, at in self._placed.items() if at != gfn}
+                self._blank(gfn)
+            else:
+                region.host.discard(index * PAGE_BYTES, PAGE_BYTES)
+                self._pages -= 1
+            return True
+
+    def populate(self, gfn: Gfn) -> bool:
+        """The guest gets a fresh page at `gfn`, within what it may have; False where that is not possible."""
+        with self._lock:
+            region = self.find(gfn * PAGE_BYTES)
+            index = 0 if region is None else gfn - region.start // PAGE_BYTES
+            if region is not None and not (region.absent and region.absent[index]):
+                return True
+            if self._pages >= self.maximum_pages:
+                return False
+            try:
+                region = self._populated(gfn)
+            except XenError:
+                return False
+            if region.absent is not None:
+                region.absent[gfn - region.start // PAGE_BYTES] = 0
+            self._pages += 1
+            self._maximum_gfn = max(self._maximum_gfn, gfn)
+            return True
+
     def map(self) -> list[MemmapEntry]:
         """The memory map that the guest is told, by address."""
         return sorted(self._map)
 
     @property
     def pages(self) -> int:
-        """Pages of RAM."""
+        """Pages of RAM that the guest has now."""
+        return self._pages
+
+    @property
+    def maximum_pages(self) -> int:
+        """Pages of RAM that it may have: those that it started with."""
         return self._ram_bytes // PAGE_BYTES
 
     @property
@@ -172,9 +220,9 @@ class GuestMemory:
             raise XenError(errno.EINVAL)
         return SharedBytes(region.host, gpa - region.start, size_bytes)
 
-    def xen_page(self, page: int) -> SharedBytes:
-        """The hypervisor's view of one of Xen's own pages."""
-        return SharedBytes(self.xen_pages, page * PAGE_BYTES, PAGE_BYTES)
+    def xen_page(self, page: int, pages: int = 1) -> SharedBytes:
+        """The hypervisor's view of one of Xen's own pages, or of several."""
+        return SharedBytes(self.xen_pages, page * PAGE_BYTES, pages * PAGE_BYTES)
 
     # ------------------------------------------------------------------------- pages that come and go
 
@@ -191,6 +239,10 @@ class GuestMemory:
             region.host.show(gfn * PAGE_BYTES - region.start, self._xen_file, page)
             self._placed[page] = gfn
             self._maximum_gfn = max(self._maximum_gfn, gfn)
+
+    def placed_at(self, page: int) -> Gfn | None:
+        """Where one of Xen's pages is shown."""
+        return self._placed.get(page)
 
     def remove_page(self, gfn: Gfn) -> None:
         """Give the page at `gfn` back to the host; XenError(EINVAL) where there is none."""

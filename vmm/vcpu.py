@@ -17,9 +17,10 @@ from vmm.kvm import Vcpu as KvmVcpu
 from vmm.kvm.timer import Timer
 from vmm.memory import MemoryFault, SharedBytes
 from vmm.paging import CR0_PG, EFER_LMA, PageFault, pieces
-from vmm.xenabi.constants import HYPERCALL_MSR, LEGACY_VCPUS, PAGE_BYTES, Virq
+from vmm.xenabi.constants import HYPERCALL_MSR, LEGACY_VCPUS, PAGE_BYTES, RUNSTATE_UPDATE, Runstate, Virq
 from vmm.xenabi.cstruct import Abi
-from vmm.xenabi.interfaces import Call, Gpa, Restart, VcpuId, XenError
+from vmm.xenabi.interfaces import Call, Gpa, Restart, RunstateTimes, VcpuId, XenError
+from vmm.xenabi.structs import RunstateInfo
 from vmm.xenabi.transport import INSTRUCTION_BYTES, PORT, hypercall_page
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ MSR_KVM_SYSTEM_TIME_NEW = 0x4B56_4D01
 VCPU_INFO_BYTES = 64
 VCPU_TIME_OFFSET = 32
 CALLBACK_CHECK_NS = 10_000_000
+RUNSTATE_UPDATE_NS = 50_000_000
 _VMCALL_BYTES = 3
 _XEN_HCALL = 1
 _EPERM = (1 << 64) - errno.EPERM
@@ -53,6 +55,8 @@ class Vcpu:
         self.periodic = Timer(self._timer_fired)
         self.callback_check = Timer(self._check_callback)
         self._own_vector = False
+        self._runstate_area: tuple[int, Abi] | None = None
+        self._runstate_due = 0
         self._clock_gpa: int | None = None
         self._callback_due = False
         self._requests: deque[Callable[[], None]] = deque()
@@ -360,8 +364,47 @@ class Vcpu:
         if self._clock_gpa is not None:
             self.kvm.set_msr(MSR_KVM_SYSTEM_TIME_NEW, self._clock_gpa | 1)
 
+    def runstate(self) -> RunstateTimes:
+        """From the host's account of the thread: what it did not run or wait for the CPU, it was blocked."""
+        now = self.domain.system_time_ns()
+        thread = self._thread.native_id
+        if not self.online or thread is None:
+            return RunstateTimes(Runstate.offline, 0, 0, 0, 0, now)
+        try:
+            with open(f"/proc/self/task/{thread}/schedstat", "rb") as account:
+                running, waiting = map(int, account.read().split()[:2])
+        except (OSError, ValueError):
+            running, waiting = now, 0  # the host keeps none, or the thread has ended
+        running = min(running, now)
+        waiting = min(waiting, now - running)
+        return RunstateTimes(Runstate.running, now, running, waiting, now - running - waiting, 0)
+
+    def keep_runstate(self, address: int, abi: Abi) -> None:
+        """Keep a copy at a guest-virtual address, as often as the guest sets its timer; that is when it looks."""
+        self._runstate_area = address, abi
+        self._update_runstate()
+
+    def _update_runstate(self) -> None:
+        if self._runstate_area is None or threading.current_thread() is not self._thread:
+            return
+        address, abi = self._runstate_area
+        times = self.runstate()
+        self._runstate_due = times.state_entry_time + RUNSTATE_UPDATE_NS
+        info = RunstateInfo(**times._asdict())
+        flag = RUNSTATE_UPDATE if self.domain.runstate_flag else 0
+        try:
+            info.state_entry_time = times.state_entry_time | flag
+            self.write_virtual(address, info.pack(abi))
+            if flag:
+                entry = address + RunstateInfo.offsetof("state_entry_time", abi)
+                self.write_virtual(entry, times.state_entry_time.to_bytes(8, "little"))
+        except XenError:
+            pass  # the guest has unmapped it: Xen lets it go without, too
+
     def set_timer(self, deadline_ns: int | None) -> None:
         """VIRQ_TIMER at a guest system time, or never."""
+        if deadline_ns is not None and deadline_ns > self._runstate_due:
+            self._update_runstate()
         if deadline_ns is None:
             self.singleshot.disarm()
         else:

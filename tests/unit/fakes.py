@@ -6,8 +6,9 @@ from collections import Counter
 from vmm.xenabi.constants import PAGE_BYTES, ShutdownReason
 from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.evtchn import EventChannels
-from vmm.xenabi.grants import GrantTable
-from vmm.xenabi.interfaces import Call, Domid, Gfn, Gpa, Identity, MemmapEntry, VcpuId, XenError
+from vmm.xenabi.grants import TABLE_PAGES, GrantTable
+from vmm.xenabi.interfaces import Call, Domid, Gfn, Gpa, Identity, MemmapEntry, RunstateTimes, VcpuId, XenError
+from vmm.xenabi.structs import RunstateInfo
 
 
 class Bytes:
@@ -47,6 +48,7 @@ class Vcpu:
     def __init__(self, vcpu_id: int = 0, base: int = 0x1000, size_bytes: int = 1 << 16) -> None:
         self.id = VcpuId(vcpu_id)
         self.online = True
+        self.is_wanted = False
         self.info: Bytes | None = Bytes(64)
         self.upcalls = 0
         self.vector = 0
@@ -70,6 +72,12 @@ class Vcpu:
     def upcall(self) -> None:
         self.upcalls += 1
 
+    def runstate(self) -> RunstateTimes:
+        return RunstateTimes(0, 10, 7, 2, 1, 0)
+
+    def keep_runstate(self, address: int, abi: Abi) -> None:
+        self.write_virtual(address, RunstateInfo(**self.runstate()._asdict()).pack(abi))
+
     def set_upcall_vector(self, vector: int) -> None:
         self.vector = vector
 
@@ -89,18 +97,19 @@ class Vcpu:
         return True
 
     def wanted(self) -> bool:
-        return False
+        return self.is_wanted
 
 
 class Memory:
     """An address space that only remembers what was placed."""
 
-    pages = 65536
+    pages = maximum_pages = 65536
     maximum_gfn = Gfn(0xFFFF)
 
     def __init__(self) -> None:
         self.placed: dict[int, int] = {}
         self.populated = False
+        self.present = {Gfn(gfn) for gfn in range(0x1000, 0x3000)}
 
     def map(self) -> list[MemmapEntry]:
         return [MemmapEntry(Gpa(0), 1 << 20, 1), MemmapEntry(Gpa(1 << 20), 1 << 28, 1)]
@@ -114,6 +123,22 @@ class Memory:
         if gfn > 1 << 28:
             raise XenError(errno.EINVAL)
         self.placed[page] = gfn
+
+    def placed_at(self, page: int) -> Gfn | None:
+        found = self.placed.get(page)
+        return None if found is None else Gfn(found)
+
+    def release(self, gfn: Gfn) -> bool:
+        if gfn not in self.present:
+            return False
+        self.present.discard(gfn)
+        return True
+
+    def populate(self, gfn: Gfn) -> bool:
+        if gfn > 1 << 20:
+            return False
+        self.present.add(gfn)
+        return True
 
     def remove_page(self, gfn: Gfn) -> None:
         if gfn > 1 << 28:
@@ -136,7 +161,9 @@ class Domain:
         self.shared_info = Bytes()
         self.events = EventChannels(self.vcpus)
         self.events.attach(self.shared_info, Abi.X86_64)
-        self.grants = GrantTable(1)
+        self.grant_pages = Bytes(TABLE_PAGES * PAGE_BYTES)
+        self.grants = GrantTable(1, self.grant_pages)
+        self.assists: set[int] = set()
         self.callback = 0
         self.printed = b""
         self.ended: list[ShutdownReason] = []
@@ -156,6 +183,9 @@ class Domain:
 
     def set_callback(self, value: int) -> None:
         self.callback = value
+
+    def vm_assist(self, assist: int, *, enabled: bool) -> None:
+        (self.assists.add if enabled else self.assists.discard)(assist)
 
     def place_shared_info(self, gfn: Gfn, abi: Abi) -> None:
         self.memory.place_xen_page(gfn, 0)

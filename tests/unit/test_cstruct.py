@@ -33,7 +33,8 @@ def compiled_layout(declared: list[type[Struct]], abi: Abi, folder: Path) -> lis
     for kind in declared:
         source.append(f"sizeof(struct {kind.C_NAME}),")
         for field in kind.FIELDS:
-            source.append(f"offsetof(struct {kind.C_NAME}, {C_NAMES.get((kind.C_NAME, field), field)}),")
+            c_field = C_NAMES.get((kind.C_NAME, field), field)
+            source.append(f"offsetof(struct {kind.C_NAME}, {c_field}), sizeof(((struct {kind.C_NAME} *)0)->{c_field}),")
     source.append("};")
     (folder / "layout.c").write_text("\n".join(source))
     mode = "-m64" if abi is Abi.X86_64 else "-m32"
@@ -58,8 +59,8 @@ def test_every_declared_structure_has_the_compilers_layout(abi: Abi, tmp_path: P
         ours.append(kind.sizeof(abi))
         names.append(f"sizeof {kind.C_NAME}")
         for field in kind.FIELDS:
-            ours.append(kind.offsetof(field, abi))
-            names.append(f"{kind.C_NAME}.{field}")
+            ours += [kind.offsetof(field, abi), kind.sizeof_field(field, abi)]
+            names += [f"{kind.C_NAME}.{field}", f"sizeof {kind.C_NAME}.{field}"]
     differing = [(name, a, b) for name, a, b in zip(names, ours, expected, strict=True) if a != b]
     assert not differing
 

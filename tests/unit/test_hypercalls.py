@@ -12,7 +12,15 @@ from vmm.xenabi.constants import DOMID_SELF, HvmParam, Hypercall, MapSpace, Shut
 from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.hypercalls import TABLE, Entry, dispatch, name_of
 from vmm.xenabi.interfaces import Restart
-from vmm.xenabi.structs import AddToPhysmap, EvtchnStatus, HvmParamOp, MulticallEntry, SetSingleshotTimer
+from vmm.xenabi.structs import (
+    AddToPhysmap,
+    EvtchnStatus,
+    GnttabSetupTable,
+    HvmParamOp,
+    MemoryReservation,
+    MulticallEntry,
+    SetSingleshotTimer,
+)
 
 ARGUMENT = 0x2000
 
@@ -162,6 +170,7 @@ def test_hostile_arguments_end_in_a_result_or_an_errno(
     number: int, data: st.DataObject, arguments: list[int], content: bytes, abi: Abi
 ) -> None:
     domain = Domain()
+    domain.vcpus[0].is_wanted = True  # so that a vCPU that blocks does not sleep for good
     domain.vcpus[0].write_virtual(ARGUMENT, content)
     command = data.draw(st.sampled_from(COMMANDS[number]))
     if command is not None:
@@ -177,3 +186,73 @@ def test_hostile_arguments_end_in_a_result_or_an_errno(
     else:
         assert result >= -200
     assert not domain.crashes
+
+
+def reservation(domain: Domain, gfns: list[int], order: int = 0, count: int | None = None) -> None:
+    listed = b"".join(struct.pack("<Q", gfn) for gfn in gfns)
+    domain.vcpus[0].write_virtual(0x3000, listed)
+    op = MemoryReservation(extent_start=0x3000, nr_extents=count or len(gfns), extent_order=order, domid=DOMID_SELF)
+    domain.vcpus[0].write_virtual(ARGUMENT, op.pack())
+
+
+def test_pages_given_back_can_be_had_again(domain: Domain) -> None:
+    reservation(domain, [0x1000, 0x1001])
+    assert dispatch(domain.call(Hypercall.memory_op, 1, ARGUMENT)) == 2
+    assert not {0x1000, 0x1001} & domain.memory.present
+    assert dispatch(domain.call(Hypercall.memory_op, 1, ARGUMENT)) == 0, "they are not there any more"
+    assert dispatch(domain.call(Hypercall.memory_op, 6, ARGUMENT)) == 2
+    assert {0x1000, 0x1001} <= domain.memory.present
+
+
+def test_extents_stop_at_the_first_that_fails_or_cannot_be_read(domain: Domain) -> None:
+    reservation(domain, [0x1200, 0x1201, 0x1400], order=9)
+    assert dispatch(domain.call(Hypercall.memory_op, 1, ARGUMENT)) == 1, "the second is not aligned"
+    reservation(domain, [0x1000], order=10)
+    assert dispatch(domain.call(Hypercall.memory_op, 1, ARGUMENT)) == 0, "larger than a domU may"
+    reservation(domain, [0x1000], count=2**60)
+    assert dispatch(domain.call(Hypercall.memory_op, 1, ARGUMENT)) == 1
+
+
+def test_many_extents_give_way_and_go_on_where_they_were(domain: Domain) -> None:
+    reservation(domain, [0x1000 + 512 * index for index in range(16)], order=9)
+    with pytest.raises(Restart) as restart:
+        dispatch(domain.call(Hypercall.memory_op, 1, ARGUMENT))
+    assert restart.value.arguments == (1 | 8 << 6,)
+    assert dispatch(domain.call(Hypercall.memory_op, 1 | 8 << 6, ARGUMENT)) == 16
+
+
+def test_grant_version_2_has_status_frames_and_keeps_the_reserved_entries(domain: Domain) -> None:
+    console = struct.pack("<HHI", 1, 0, 0xFEFFF)
+    domain.grant_pages.write(0, console)
+    domain.grant_pages.write(8 * 8, b"in use")
+    assert grant_version(domain, 2) == 0
+    assert domain.grant_pages.read(0, 16) == struct.pack("<HHIQ", 1, 0, 0, 0xFEFFF)
+    assert domain.grant_pages.read(8 * 16, 16) == bytes(16)
+    assert domain.grants.status_frames == 1
+    assert domain.grants.page(1 << 31) == 1 + 64
+    assert grant_version(domain, 1) == 0
+    assert domain.grant_pages.read(0, 8) == console
+    assert grant_version(domain, 3) == -errno.EINVAL
+
+
+def grant_version(domain: Domain, version: int) -> int:
+    domain.vcpus[0].write_virtual(ARGUMENT, struct.pack("<I", version))
+    return dispatch(domain.call(Hypercall.grant_table_op, 8, ARGUMENT))
+
+
+def test_setup_table_tells_where_the_frames_are(domain: Domain) -> None:
+    domain.memory.placed[1] = 0x777
+    domain.vcpus[0].write_virtual(ARGUMENT, GnttabSetupTable(dom=DOMID_SELF, nr_frames=2, frame_list=0x3000).pack())
+    assert dispatch(domain.call(Hypercall.grant_table_op, 2, ARGUMENT)) == 0
+    assert domain.vcpus[0].read_virtual(0x3000, 16) == struct.pack("<QQ", 0x777, 2**64 - 1)
+    domain.vcpus[0].write_virtual(ARGUMENT, GnttabSetupTable(dom=DOMID_SELF, nr_frames=65).pack())
+    assert dispatch(domain.call(Hypercall.grant_table_op, 2, ARGUMENT)) == 0
+    assert GnttabSetupTable.unpack(domain.vcpus[0].read_virtual(ARGUMENT, GnttabSetupTable.sizeof())).status == -1
+
+
+def test_the_one_assist_of_a_pvh_guest_can_be_turned_on_and_off(domain: Domain) -> None:
+    assert dispatch(domain.call(Hypercall.vm_assist, 0, 5)) == 0
+    assert domain.assists == {5}
+    assert dispatch(domain.call(Hypercall.vm_assist, 1, 5)) == 0
+    assert not domain.assists
+    assert dispatch(domain.call(Hypercall.vm_assist, 0, 4)) == -errno.EINVAL

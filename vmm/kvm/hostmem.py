@@ -50,6 +50,11 @@ class HostMemory:
         """Put fresh zero pages there; what was there is given back to the host."""
         _map(self.address + offset_bytes, size_bytes, _ANONYMOUS | lib.MAP_FIXED, -1, 0)
 
+    def discard(self, offset_bytes: int, size_bytes: int) -> None:
+        """Give anonymous pages back to the host; they read as zeros until written again."""
+        if lib.madvise(ffi.cast("char *", self.address + offset_bytes), size_bytes, lib.MADV_DONTNEED) < 0:
+            fail("madvise")
+
     def fetch_or_64(self, offset_bytes: int, bits: int) -> int:
         """Set bits of an aligned 64-bit word in one locked instruction; the word before."""
         return int(lib.pyvmm_fetch_or_64(self.address + offset_bytes, bits))

@@ -166,6 +166,16 @@ class Runstate(IntEnum):
 VCPU_SSHOTTMR_FUTURE = 1
 
 
+RUNSTATE_UPDATE = 1 << 63
+"""XEN_RUNSTATE_UPDATE, in state_entry_time."""
+
+
+class VmAssist(IntEnum):
+    """xen.h: VMASST_TYPE_*."""
+
+    runstate_update_flag = 5
+
+
 class E820(IntEnum):
     """Types in a memory map (ACPI 6.4, 15.4)."""
 

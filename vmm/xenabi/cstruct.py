@@ -21,6 +21,7 @@ class Abi(IntEnum):
 
 I8 = Annotated[int, "b"]
 U8 = Annotated[int, "B"]
+I16 = Annotated[int, "h"]
 U16 = Annotated[int, "H"]
 I32 = Annotated[int, "i"]
 U32 = Annotated[int, "I"]
@@ -30,7 +31,7 @@ ULONG = Annotated[int, "L"]  # unsigned long, xen_ulong_t, xen_pfn_t
 HANDLE = Annotated[int, "P"]  # XEN_GUEST_HANDLE: an address in the caller's own space
 BYTES7 = Annotated[bytes, "7s"]
 
-_SIZES = {"b": 1, "B": 1, "H": 2, "i": 4, "I": 4, "Q": 8, "q": 8}
+_SIZES = {"b": 1, "B": 1, "h": 2, "H": 2, "i": 4, "I": 4, "Q": 8, "q": 8}
 _CODES = {"q": "Q"}
 
 
@@ -40,6 +41,7 @@ class _Layout:
     def __init__(self, fields: dict[str, str], abi: Abi) -> None:
         position, widest, codes = 0, 1, ["<"]
         self.offsets: dict[str, int] = {}
+        self.sizes: dict[str, int] = {}
         for name, code in fields.items():
             if code.endswith("s"):
                 size, align = int(code[:-1]), 1
@@ -53,6 +55,7 @@ class _Layout:
             padding = -position % align
             codes.append(f"{padding}x{code}" if padding else code)
             self.offsets[name] = position + padding
+            self.sizes[name] = size
             position += padding + size
             widest = max(widest, align)
         if -position % widest:
@@ -93,6 +96,11 @@ class Struct:
     def offsetof(cls, field: str, abi: Abi = Abi.X86_64) -> int:
         """Where a field starts, bytes."""
         return cls.LAYOUTS[abi].offsets[field]
+
+    @classmethod
+    def sizeof_field(cls, field: str, abi: Abi = Abi.X86_64) -> int:
+        """Bytes that a field takes."""
+        return cls.LAYOUTS[abi].sizes[field]
 
     @classmethod
     def unpack(cls, data: bytes | memoryview, abi: Abi = Abi.X86_64) -> Self:

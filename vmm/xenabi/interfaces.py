@@ -38,6 +38,17 @@ class MemmapEntry(NamedTuple):
     kind: int
 
 
+class RunstateTimes(NamedTuple):
+    """A vCPU's RUNSTATE_*, since when, and the nanoseconds spent in each."""
+
+    state: int
+    state_entry_time: int
+    time_running: int
+    time_runnable: int
+    time_blocked: int
+    time_offline: int
+
+
 class Vcpu(Protocol):
     """One vCPU, as hypercalls see it."""
 
@@ -60,6 +71,14 @@ class Vcpu(Protocol):
 
     def upcall(self) -> None:
         """Tell the guest that its vcpu_info has an event pending.  From any thread."""
+        ...
+
+    def runstate(self) -> RunstateTimes:
+        """How the vCPU has spent its time so far."""
+        ...
+
+    def keep_runstate(self, address: int, abi: Abi) -> None:
+        """Keep a copy of it at a guest-virtual address."""
         ...
 
     def set_upcall_vector(self, vector: int) -> None: ...
@@ -94,7 +113,21 @@ class GuestMemory(Protocol):
         """Show one of Xen's own pages at `gfn`, and nowhere else; XenError(EINVAL, ENOSPC)."""
         ...
 
+    def placed_at(self, page: int) -> Gfn | None:
+        """Where one of Xen's own pages is shown."""
+        ...
+
     def remove_page(self, gfn: Gfn) -> None: ...
+    def release(self, gfn: Gfn) -> bool:
+        """Give a page of RAM back to the host; False where there is none."""
+        ...
+
+    def populate(self, gfn: Gfn) -> bool:
+        """A fresh page of RAM there; False where that is not possible."""
+        ...
+
+    @property
+    def maximum_pages(self) -> int: ...
     @property
     def pages(self) -> int: ...
     @property

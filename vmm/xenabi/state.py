@@ -45,6 +45,10 @@ class DomainState(Protocol):
         """HVM_PARAM_CALLBACK_IRQ: how vCPUs without an upcall vector are interrupted."""
         ...
 
+    def vm_assist(self, assist: int, *, enabled: bool) -> None:
+        """Turn optional behaviour on or off."""
+        ...
+
     def place_shared_info(self, gfn: Gfn, abi: Abi) -> None:
         """XENMAPSPACE_shared_info: show the page there and start its clock."""
         ...

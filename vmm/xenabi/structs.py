@@ -1,6 +1,6 @@
 """The structures of Xen's public headers that guests hand to hypercalls, declared once."""
 
-from vmm.xenabi.cstruct import ALIGNED_U64, BYTES7, HANDLE, I8, I32, U8, U16, U32, U64, ULONG, Struct
+from vmm.xenabi.cstruct import ALIGNED_U64, BYTES7, HANDLE, I8, I16, I32, U8, U16, U32, U64, ULONG, Struct
 
 # ------------------------------------------------------------------------------------------------- version.h
 
@@ -103,6 +103,14 @@ class EvtchnReset(Struct, c_name="evtchn_reset", header="event_channel.h"):
 # -------------------------------------------------------------------------------------------------- memory.h
 
 
+class MemoryReservation(Struct, c_name="xen_memory_reservation", header="memory.h"):
+    extent_start: HANDLE
+    nr_extents: ULONG
+    extent_order: U32
+    mem_flags: U32
+    domid: U16
+
+
 class AddToPhysmap(Struct, c_name="xen_add_to_physmap", header="memory.h"):
     domid: U16
     size: U16
@@ -191,7 +199,7 @@ class GnttabQuerySize(Struct, c_name="gnttab_query_size", header="grant_table.h"
     dom: U16
     nr_frames: U32
     max_nr_frames: U32
-    status: I8
+    status: I16
 
 
 class GnttabSetVersion(Struct, c_name="gnttab_set_version", header="grant_table.h"):
@@ -204,10 +212,17 @@ class GnttabGetVersion(Struct, c_name="gnttab_get_version", header="grant_table.
     version: U32
 
 
+class GnttabGetStatusFrames(Struct, c_name="gnttab_get_status_frames", header="grant_table.h"):
+    nr_frames: U32
+    dom: U16
+    status: I16
+    frame_list: HANDLE
+
+
 class GnttabSetupTable(Struct, c_name="gnttab_setup_table", header="grant_table.h"):
     dom: U16
     nr_frames: U32
-    status: I8
+    status: I16
     frame_list: HANDLE
 
 

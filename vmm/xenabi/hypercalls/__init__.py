@@ -10,6 +10,7 @@ from vmm.xenabi.hypercalls import (  # noqa: F401
     sched_op,
     set_timer_op,
     vcpu_op,
+    vm_assist,
     xen_version,
 )
 from vmm.xenabi.hypercalls.registry import TABLE, Entry, Suboperations, dispatch, name_of

@@ -2,14 +2,25 @@
 
 import errno
 import struct
+from collections.abc import Callable
 
 from vmm.xenabi.constants import DOMID_SELF, Hypercall, MapSpace
 from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.hypercalls.registry import domain_of, suboperation
-from vmm.xenabi.interfaces import Call, Gfn, XenError
-from vmm.xenabi.structs import AddToPhysmap, AddToPhysmapBatch, MemoryDomain, MemoryMap, RemoveFromPhysmap
+from vmm.xenabi.interfaces import Call, Gfn, Restart, XenError
+from vmm.xenabi.structs import (
+    AddToPhysmap,
+    AddToPhysmapBatch,
+    MemoryDomain,
+    MemoryMap,
+    MemoryReservation,
+    RemoveFromPhysmap,
+)
 
 OP = Hypercall.memory_op
+START_SHIFT = 6  # MEMOP_EXTENT_SHIFT: above it, the command says where a continued call goes on
+MAX_EXTENT_ORDER = 9  # what Xen allows a domU
+PAGES_AT_A_TIME = 4096
 E820_ENTRY = struct.Struct("<QQI")
 MAX_MAP_ENTRIES = 128
 
@@ -30,7 +41,45 @@ def current_reservation(call: Call, op: MemoryDomain) -> int:
 def maximum_reservation(call: Call, op: MemoryDomain) -> int:
     """Pages that the domain may have."""
     _check_own(call, op.domid)
-    return domain_of(call).memory.pages
+    return domain_of(call).memory.maximum_pages
+
+
+@suboperation(OP, 0, "increase_reservation", arg=MemoryReservation)
+def increase_reservation(call: Call, op: MemoryReservation) -> int:
+    """Pages without an address are of no use to a guest that has no other than guest-physical ones: none is given."""
+    _check_own(call, op.domid)
+    return call.args[0] >> START_SHIFT
+
+
+@suboperation(OP, 1, "decrease_reservation", arg=MemoryReservation)
+def decrease_reservation(call: Call, op: MemoryReservation) -> int:
+    """Give extents of pages back to the host: how many were."""
+    return _each_extent(call, op, domain_of(call).memory.release)
+
+
+@suboperation(OP, 6, "populate_physmap", arg=MemoryReservation)
+def populate_physmap(call: Call, op: MemoryReservation) -> int:
+    """Fresh pages where there are none: how many extents got them."""
+    return _each_extent(call, op, domain_of(call).memory.populate)
+
+
+def _each_extent(call: Call, op: MemoryReservation, action: Callable[[Gfn], bool]) -> int:
+    """Do it for every page of the listed extents, from the one that the command's upper bits name, up to a failure."""
+    _check_own(call, op.domid)
+    start, word = call.args[0] >> START_SHIFT, int(call.abi)
+    if op.extent_order > MAX_EXTENT_ORDER:
+        return start
+    pages = 1 << op.extent_order
+    for done in range(start, op.nr_extents):
+        if (done - start) * pages >= PAGES_AT_A_TIME or (done > start and call.vcpu.stop_requested()):
+            raise Restart(call.args[0] & (1 << START_SHIFT) - 1 | done << START_SHIFT)
+        try:
+            first = int.from_bytes(call.vcpu.read_virtual(op.extent_start + done * word, word), "little")
+        except XenError:
+            return done
+        if first % pages or not all(action(Gfn(first + index)) for index in range(pages)):
+            return done
+    return op.nr_extents
 
 
 @suboperation(OP, 14, "maximum_gpfn", arg=MemoryDomain)

@@ -2,7 +2,7 @@
 
 import errno
 
-from vmm.xenabi.constants import PAGE_BYTES, VCPU_SSHOTTMR_FUTURE, Hypercall, Runstate
+from vmm.xenabi.constants import PAGE_BYTES, VCPU_SSHOTTMR_FUTURE, Hypercall
 from vmm.xenabi.evtchn import mark_all_pending
 from vmm.xenabi.hypercalls.registry import domain_of, suboperation
 from vmm.xenabi.interfaces import Call, Gpa, Vcpu, XenError
@@ -46,22 +46,14 @@ def is_up(call: Call) -> int:
 @suboperation(OP, 4, "get_runstate_info", arg=RunstateInfo, at=2, out=True)
 def get_runstate_info(call: Call, op: RunstateInfo) -> None:
     """How the vCPU has spent its time."""
-    for name, value in _runstate(call, _target(call)).items():
+    for name, value in _target(call).runstate()._asdict().items():
         setattr(op, name, value)
 
 
 @suboperation(OP, 5, "register_runstate_memory_area", arg=RegisterArea, at=2)
 def register_runstate_memory_area(call: Call, op: RegisterArea) -> None:
     """Keep a copy of the run state at a guest-virtual address."""
-    info = RunstateInfo(**_runstate(call, _target(call)))
-    call.vcpu.write_virtual(op.addr, info.pack(call.abi))
-
-
-def _runstate(call: Call, vcpu: Vcpu) -> dict[str, int]:
-    now = domain_of(call).system_time_ns()
-    if vcpu.online:
-        return {"state": Runstate.running, "state_entry_time": 0, "time_running": now}
-    return {"state": Runstate.offline, "state_entry_time": 0, "time_offline": now}
+    _target(call).keep_runstate(op.addr, call.abi)
 
 
 @suboperation(OP, 6, "set_periodic_timer", arg=SetPeriodicTimer, at=2)
