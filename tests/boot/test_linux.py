@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.commands import pyvmm
 from tests.guests import Ended, run, running
 from vmm.boot.image import open_file
 from vmm.boot.pvh import Module
@@ -77,6 +78,29 @@ def test_debian_6_12_boots_as_xen_pvh(
     assert "Hypervisor detected: Xen HVM" in ended.console
     assert "initramfs: 6.12." in ended.console
     assert "clocksource=xen" in ended.console
+
+
+def test_debian_5_10_boots_on_the_callback_vector(
+    kernel: Callable[[str], Path], initramfs: Callable[[str], Path], direct_transport: Transport
+) -> None:
+    ended = boot(kernel("5.10"), initramfs(SCRIPT), direct_transport)
+    powered_off(ended)
+    for line in ("Hypervisor detected: Xen HVM", "initramfs: 5.10.", "guest_type=PVH", "clocksource=xen", "timer0"):
+        assert line in ended.console
+
+
+def test_debian_7_2_boots_as_xen_pvh(
+    kernel: Callable[[str], Path], initramfs: Callable[[str], Path], system: System
+) -> None:
+    ended = boot(kernel("7.2"), initramfs(SCRIPT), None)
+    powered_off(ended)
+    for line in ("Hypervisor detected: Xen HVM", "initramfs: 7.2.", "guest_type=PVH", "clocksource=xen"):
+        assert line in ended.console
+
+
+def test_exec_runs_a_command_and_returns_its_status(kernel: Callable[[str], Path], system: System) -> None:
+    done = pyvmm("run", kernel("6.1"), "--timeout", TIMEOUT_S, "--exec", "cat /sys/hypervisor/type; exit 7")
+    assert (done.returncode, done.stdout, done.stderr) == (7, "xen\n", "")
 
 
 def test_typed_command_runs_on_the_xen_console(

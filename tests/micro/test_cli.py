@@ -68,3 +68,18 @@ def test_doctor_tells_every_check_and_the_images_transport(build: Build, system:
     assert checks["transport"]["ok"]
     assert done.returncode == (0 if all(check["ok"] or not check["required"] for check in checks.values()) else 5)
     assert "virtualisation" in pyvmm("doctor").stdout
+
+
+def test_guest_that_reboots_is_started_again_unless_told_otherwise(build: Build, system: object) -> None:
+    arguments = ("run", build("shutdown"), "--append", "1 console=none")
+    again = pyvmm(*arguments, "--timeout", 5)
+    assert again.returncode == 4
+    assert again.stdout.count("ending\n") > 2
+    once = pyvmm(*arguments, "--on-reboot", "exit")
+    assert (once.returncode, once.stdout) == (0, "ending\n")
+
+
+def test_serial_port_carries_the_guests_bytes(build: Build, tmp_path: Path, system: object) -> None:
+    done = pyvmm("run", build("serial"), "--serial", f"file:{tmp_path}/serial")
+    assert done.returncode == 0
+    assert (tmp_path / "serial").read_text() == "hello from COM1\n"

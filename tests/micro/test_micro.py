@@ -1,6 +1,7 @@
 """Micro-guests: small assembly guests, each with its file beside this one."""
 
 import re
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -8,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from tests.guests import Ended, run, running
+from vmm.boot.image import load_image
 from vmm.boot.pvh import Module
 from vmm.config import DomainConfig
 from vmm.doctor import cpu_flags
+from vmm.hypervisor import Hypervisor
 from vmm.kvm import System
 from vmm.xenabi.constants import ShutdownReason
 from vmm.xenabi.cpuid import xen_leaves
@@ -162,3 +165,42 @@ def test_shutdown_reason_is_reported(build: Build, page_transport: Transport, re
     ended = run(DomainConfig(build("shutdown"), command_line=str(int(reason)), transport=page_transport))
     assert ended.outcome is not None
     assert ended.outcome.reason is reason
+
+
+def test_fifty_guests_one_after_the_other_leave_nothing_behind(build: Build, system: System) -> None:
+    def held() -> tuple[int, int]:
+        return len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+
+    config = DomainConfig(build("shutdown"), command_line="1")
+    run(config)
+    before = held()
+    for _ in range(50):
+        ended = run(config)
+        assert ended.outcome is not None
+        assert ended.outcome.reason is ShutdownReason.reboot
+    assert held() == before
+
+
+def test_a_flood_of_output_arrives_whole_and_does_not_pile_up(build: Build, system: System) -> None:
+    class Counter:
+        taken = 0
+
+        def write(self, data: bytes) -> None:
+            self.taken += len(data)
+
+    def peak_kib() -> int:
+        return int(Path("/proc/self/status").read_text().partition("VmHWM:")[2].split()[0])
+
+    counter, hypervisor = Counter(), Hypervisor(system)
+    before = peak_kib()
+    try:
+        domain = hypervisor.create_domain(DomainConfig(build("flood")), load_image(build("flood")), [], counter)
+        domain.start()
+        outcome = domain.wait(120)
+        domain.stop()
+    finally:
+        hypervisor.close()
+    assert outcome is not None
+    assert outcome.reason is ShutdownReason.poweroff
+    assert counter.taken == 1600 * 65536 + len("PASS\n")
+    assert peak_kib() - before < 16 << 10
