@@ -56,6 +56,7 @@ class ElfImage:
 
         self.data = data
         self.name = name
+        self._broken = (ELFError, ConstructError, struct.error, OverflowError, KeyError, ValueError)
         if data[:4] != b"\x7fELF":
             raise ImageError(f"{name} is neither an ELF file nor a bzImage")
         if len(data) < MIN_ELF_BYTES:
@@ -74,7 +75,7 @@ class ElfImage:
             programs = self._program_headers()
             self.segments = self._segments(programs)
             notes = self._xen_notes(programs)
-        except (ELFError, ConstructError, struct.error, OverflowError, KeyError, ValueError) as error:
+        except self._broken as error:
             raise ImageError(f"{name} is a broken ELF file: {str(error) or type(error).__name__}") from None
         if len(notes.get(PHYS32_ENTRY, b"")) not in (4, 8):
             raise ImageError(
@@ -148,7 +149,13 @@ class ElfImage:
         return max(segment.end for segment in self.segments)
 
     def symbols(self, *names: str) -> dict[str, int]:
-        """Guest-physical addresses of those of these symbols that the image has and loads."""
+        """Guest-physical addresses of those of these symbols that the image has and loads; none if its table is broken."""
+        try:
+            return self._symbols(names)
+        except (ImageError, *self._broken):
+            return {}
+
+    def _symbols(self, names: tuple[str, ...]) -> dict[str, int]:
         found: dict[str, int] = {}
         for header in self._section_headers():
             if header["sh_type"] != SHT_SYMTAB:
