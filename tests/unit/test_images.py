@@ -167,6 +167,14 @@ def test_any_damage_to_an_elf_is_refused_or_harmless(data: st.DataObject) -> Non
         find_sites(parsed)
 
 
+@pytest.mark.parametrize("where", [0x10000, 2**63, -1])
+def test_a_broken_section_table_is_no_symbols(where: int) -> None:
+    image = bytearray(good(bits=64))
+    struct.pack_into("<Q", image, 40, where % 2**64 if where >= 0 else len(image) - 3)  # e_shoff
+    struct.pack_into("<H", image, 60, 1)  # e_shnum
+    assert ElfImage(bytes(image), "image").symbols("xen_hypercall_amd") == {}
+
+
 @given(st.binary(max_size=2048))
 def test_any_bytes_after_a_boot_sector_are_refused(tail: bytes) -> None:
     sector = bzimage(b"")[:0x202] + b"HdrS" + tail
