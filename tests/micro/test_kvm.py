@@ -179,6 +179,20 @@ def test_kick_ends_an_endless_loop_at_once(machine: Machine) -> None:
     assert left[0] - asked < 1
 
 
+def test_kick_after_the_thread_has_ended_harms_nobody(machine: Machine) -> None:
+    vcpu = machine.vcpu(b"\xeb\xfe")
+
+    def run() -> None:
+        vcpu.claim()
+        vcpu.disclaim()
+
+    for _ in range(20):
+        thread = threading.Thread(target=run)
+        thread.start()
+        thread.join()
+        vcpu.kick()
+
+
 def test_kick_before_entry_is_not_lost(machine: Machine) -> None:
     vcpu = machine.vcpu(b"\xeb\xfe")
     vcpu.kick()

@@ -76,6 +76,7 @@ class Vcpu:
         self._lapic: Any = ffi.new("struct kvm_lapic_state *")
         self._lvt0 = ffi.cast("uint32_t *", self._lapic.regs + _LVT0_OFFSET)
         self._thread: int | None = None
+        self._claim = threading.Lock()
 
     def enter(self) -> int:
         """KVM_RUN: run the guest until it needs an answer; an `Exit`.  KvmError where KVM gives up."""
@@ -86,13 +87,20 @@ class Vcpu:
 
     def claim(self) -> None:
         """Say that this thread is the one that enters."""
-        self._thread = threading.get_ident()
+        with self._claim:
+            self._thread = threading.get_ident()
+
+    def disclaim(self) -> None:
+        """Say that this thread enters no more: a signal to one that has ended would be the end of the process."""
+        with self._claim:
+            self._thread = None
 
     def kick(self) -> None:
         """From any thread: make `enter` return INTERRUPTED at once, or as soon as it is next called."""
         self.run.immediate_exit = 1
-        if self._thread is not None:
-            signal.pthread_kill(self._thread, KICK_SIGNAL)
+        with self._claim:
+            if self._thread is not None:
+                signal.pthread_kill(self._thread, KICK_SIGNAL)
 
     def kick_seen(self) -> None:
         """The entering thread has noticed a kick: the next `enter` runs the guest again."""
