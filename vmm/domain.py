@@ -32,6 +32,7 @@ from vmm.xenabi.grants import TABLE_PAGES, GrantTable
 from vmm.xenabi.hypercalls import dispatch
 from vmm.xenabi.interfaces import Call, Domid, Gfn, Gpa, Identity, Port
 from vmm.xenabi.transport import Transport, patch_for
+from vmm.xenabi.vcpu_context import flat
 
 MSR_KVM_WALL_CLOCK_NEW = 0x4B56_4D00
 MSR_MTRR_DEF_TYPE, MTRR_ENABLED, MTRR_WRITE_BACK = 0x2FF, 1 << 11, 6
@@ -163,7 +164,7 @@ class Domain:
         entry = pvh.load(self.memory, image, self.config.command_line, modules, acpi.RSDP_ADDRESS)
         for site in sites:
             self.memory.write(site.gpa, patch_for(site.instruction))
-        self.vcpus[0].enter_flat(entry.eip, entry.ebx)
+        self.vcpus[0].enter(flat(entry.eip, entry.ebx))
 
     # ------------------------------------------------------------------------------- running, ending
 

@@ -16,12 +16,14 @@ from vmm.kvm import Exit, KvmError, MpState
 from vmm.kvm import Vcpu as KvmVcpu
 from vmm.kvm.timer import Timer
 from vmm.memory import MemoryFault, SharedBytes
-from vmm.paging import CR0_PG, EFER_LMA, PageFault, pieces
+from vmm.paging import PageFault, pieces
+from vmm.registers import load, report
 from vmm.xenabi.constants import HYPERCALL_MSR, LEGACY_VCPUS, PAGE_BYTES, RUNSTATE_UPDATE, Runstate, Virq
 from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.interfaces import Call, Gpa, Restart, RunstateTimes, VcpuId, XenError
 from vmm.xenabi.structs import RunstateInfo
 from vmm.xenabi.transport import INSTRUCTION_BYTES, PORT, hypercall_page
+from vmm.xenabi.vcpu_context import CR0_PE, VcpuContext
 
 if TYPE_CHECKING:
     from vmm.domain import Domain
@@ -31,13 +33,13 @@ VCPU_INFO_BYTES = 64
 VCPU_TIME_OFFSET = 32
 CALLBACK_CHECK_NS = 10_000_000
 RUNSTATE_UPDATE_NS = 50_000_000
+REQUEST_CHECK_S = 0.2
 _VMCALL_BYTES = 3
 _XEN_HCALL = 1
 _EPERM = (1 << 64) - errno.EPERM
 _ENOSYS = (1 << 64) - errno.ENOSYS
-_RFLAGS_RESERVED, _RFLAGS_IF = 2, 1 << 9
+_RFLAGS_IF = 1 << 9
 _RESET_RIP, _RESET_CS = 0xFFF0, 0xF000
-_CR0_PE, _CR0_ET = 1, 1 << 4
 
 
 class Vcpu:
@@ -61,6 +63,9 @@ class Vcpu:
         self._callback_due = False
         self._requests: deque[Callable[[], None]] = deque()
         self._stopping = False
+        self._initialised = False
+        self._is_down = False
+        self._stirred = threading.Event()
         self._call = Call(domain, self)
         self._thread = threading.Thread(target=self._main, name=f"{domain.config.name}-vcpu{vcpu_id}", daemon=True)
         run = kvm.run
@@ -81,21 +86,10 @@ class Vcpu:
 
     # ------------------------------------------------------------------------------------ the thread
 
-    def enter_flat(self, eip: int, ebx: int) -> None:
-        """Set the PVH start state: 32-bit protected mode, flat segments, paging off."""
-        sregs = self.kvm.get_sregs()
-        for segment in (sregs.cs, sregs.ds, sregs.es, sregs.ss):
-            segment.base, segment.limit, segment.selector = 0, 0xFFFF_FFFF, 0
-            segment.type, segment.s, segment.present, segment.db, segment.g = 3, 1, 1, 1, 1
-            segment.dpl = segment.l = segment.unusable = 0
-        sregs.cs.type = 11
-        sregs.tr.base, sregs.tr.limit, sregs.tr.type, sregs.tr.present, sregs.tr.s = 0, 0x67, 11, 1, 0
-        sregs.tr.selector = sregs.tr.unusable = 0
-        sregs.cr0, sregs.cr4, sregs.efer = _CR0_PE | _CR0_ET, 0, 0
-        self.kvm.set_sregs(sregs)
-        regs = self.kvm.get_regs()
-        regs.rip, regs.rbx, regs.rflags = eip, ebx, _RFLAGS_RESERVED
-        self.kvm.set_regs(regs)
+    def enter(self, context: VcpuContext) -> None:
+        """Set the state that the guest starts in; before `start`."""
+        load(self.kvm, context)
+        self._initialised = self.online = True
         self.kvm.set_mp_state(MpState.RUNNABLE)
 
     def start(self) -> None:
@@ -115,6 +109,8 @@ class Vcpu:
 
     def _kick(self) -> None:
         self.kvm.kick()
+        if self._is_down:
+            self._stirred.set()
         self.domain.events.wake()
 
     def join(self) -> None:
@@ -141,9 +137,13 @@ class Vcpu:
             while not self._stopping:
                 while self._requests:
                     self._requests.popleft()()
+                if self._is_down:
+                    self._stirred.wait()
+                    self._stirred.clear()
+                    continue
                 reason = kvm.enter()
-                if not self.online and reason >= 0:
-                    self.online = True  # an application processor that got its SIPI
+                if not self.online and not self._is_down and reason >= 0:
+                    self._initialised = self.online = True  # an application processor that got its SIPI
                 handler = exits.get(reason)
                 if handler is None:
                     self.domain.crash(f"KVM left the guest for a reason that pyvmm does not know ({reason})", self.id)
@@ -154,6 +154,8 @@ class Vcpu:
         except Exception as error:  # a fault of pyvmm's: the domain cannot go on, its siblings can
             log.get(__name__).exception("fault in pyvmm", vcpu=self.id, error=repr(error))
             self.domain.crash(f"internal fault of pyvmm: {error!r}", self.id)
+        finally:
+            self.kvm.disclaim()
 
     # ---------------------------------------------------------------------------------------- exits
 
@@ -224,7 +226,7 @@ class Vcpu:
             except Restart as restart:
                 self._restart(restart.arguments, INSTRUCTION_BYTES)
                 return
-        elif self.kvm.sregs.cr0 & _CR0_PE:
+        elif self.kvm.sregs.cr0 & CR0_PE:
             low = 0xFFFF_FFFF
             call.abi, call.number = Abi.X86_32, regs.rax & low
             call.args = (
@@ -276,6 +278,47 @@ class Vcpu:
         kvm.regs_changed()
 
     # ------------------------------------------------------------ what hypercalls ask of their vCPU
+
+    def initialise(self, context: VcpuContext) -> None:
+        """VCPUOP_initialise: the state that `up` starts it in."""
+        if self._initialised:
+            raise XenError(errno.EEXIST)
+        refusals: list[KvmError] = []
+        done = threading.Event()
+
+        def set_it() -> None:
+            try:
+                load(self.kvm, context)
+                self._initialised = True
+            except KvmError as error:
+                refusals.append(error)
+            done.set()
+
+        self.post(set_it)
+        while not done.wait(REQUEST_CHECK_S):  # it has never run, so nothing but the domain's end keeps it
+            if self._stopping:
+                return
+        if refusals:
+            raise XenError(errno.EINVAL)
+
+    def up(self) -> None:
+        """VCPUOP_up: run, from the first state or from where `down` stopped it."""
+        if not self._initialised:
+            raise XenError(errno.EINVAL)
+        if self._is_down:
+            self._is_down = False
+            self.online = True
+            self._stirred.set()
+        elif not self.online:
+            self.online = True
+            self.post(lambda: self.kvm.set_mp_state(MpState.RUNNABLE))
+
+    def down(self) -> None:
+        """VCPUOP_down: run no more, until `up`."""
+        if self.online:
+            self._is_down = True
+            self.online = False
+            self._kick()
 
     def read_virtual(self, address: int, size_bytes: int) -> bytes:
         """Guest-virtual bytes; XenError(EFAULT)."""
@@ -421,37 +464,9 @@ class Vcpu:
     def _timer_fired(self) -> None:
         self.domain.events.send_virq(Virq.TIMER, self.id)
 
-    # -------------------------------------------------------------------------------------- reports
-
     def report(self) -> list[str]:
         """Registers and the bytes at RIP, for a crash report; the thread has left the guest."""
-        regs, sregs = self.kvm.regs, self.kvm.sregs
-        names = (
-            "rip",
-            "rflags",
-            "rax",
-            "rbx",
-            "rcx",
-            "rdx",
-            "rsi",
-            "rdi",
-            "rsp",
-            "rbp",
-            *(f"r{n}" for n in range(8, 16)),
-        )
-        cells = [f"{name}={getattr(regs, name):016x}" for name in names]
-        lines = [" ".join(cells[start : start + 4]) for start in range(0, len(cells), 4)]
-        lines.append(
-            f"cs={self._cs.selector:04x} base={self._cs.base:x} {64 if self._cs.l else 32 if self._cs.db else 16}-bit "
-            f"cpl={self._ss.dpl} cr0={sregs.cr0:x} cr2={sregs.cr2:x} cr3={sregs.cr3:x} cr4={sregs.cr4:x} "
-            f"efer={sregs.efer:x}"
-        )
-        address = regs.rip if sregs.efer & EFER_LMA or sregs.cr0 & CR0_PG else self._cs.base + regs.rip
-        try:
-            code = self.read_virtual(address, 16).hex(" ")
-        except XenError:
-            code = "not readable"
-        return [*lines, f"code at rip: {code}"]
+        return report(self.kvm, self.read_virtual)
 
     def close(self) -> None:
         """Release the descriptors; the thread has ended."""

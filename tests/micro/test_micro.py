@@ -72,6 +72,13 @@ def test_event_channels_interrupt_the_guest(build: Build, page_transport: Transp
     passes(run(DomainConfig(build(delivery), transport=page_transport), timeout_s=60))
 
 
+@pytest.mark.parametrize("vcpus", [1, 2, 4, 16])
+def test_every_vcpu_comes_up_takes_ipis_and_goes_down(build: Build, page_transport: Transport, vcpus: int) -> None:
+    ended = run(DomainConfig(build("smp"), vcpus=vcpus, transport=page_transport), timeout_s=120)
+    passes(ended)
+    assert f"{vcpus:016x}" in ended.console
+
+
 def test_cpuid_shows_xen_as_the_reference_does(build: Build, page_transport: Transport) -> None:
     ended = run(DomainConfig(build("cpuid"), transport=page_transport))
     passes(ended)

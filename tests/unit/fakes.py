@@ -9,6 +9,7 @@ from vmm.xenabi.evtchn import EventChannels
 from vmm.xenabi.grants import TABLE_PAGES, GrantTable
 from vmm.xenabi.interfaces import Call, Domid, Gfn, Gpa, Identity, MemmapEntry, RunstateTimes, VcpuId, XenError
 from vmm.xenabi.structs import RunstateInfo
+from vmm.xenabi.vcpu_context import VcpuContext
 
 
 class Bytes:
@@ -49,6 +50,7 @@ class Vcpu:
         self.id = VcpuId(vcpu_id)
         self.online = True
         self.is_wanted = False
+        self.context: VcpuContext | None = None
         self.info: Bytes | None = Bytes(64)
         self.upcalls = 0
         self.vector = 0
@@ -68,6 +70,19 @@ class Vcpu:
 
     def write_virtual(self, address: int, data: bytes) -> None:
         self.memory.write(self._offset(address, len(data)), data)
+
+    def initialise(self, context: VcpuContext) -> None:
+        if self.context is not None:
+            raise XenError(errno.EEXIST)
+        self.context = context
+
+    def up(self) -> None:
+        if self.context is None:
+            raise XenError(errno.EINVAL)
+        self.online = True
+
+    def down(self) -> None:
+        self.online = False
 
     def upcall(self) -> None:
         self.upcalls += 1

@@ -154,6 +154,13 @@ class EvtchnStatusKind(IntEnum):
     ipi = 5
 
 
+class VcpuHvmMode(IntEnum):
+    """hvm/hvm_vcpu.h: VCPU_HVM_MODE_*."""
+
+    B32 = 0
+    B64 = 1
+
+
 class Runstate(IntEnum):
     """vcpu.h: RUNSTATE_*."""
 

@@ -29,7 +29,9 @@ U64 = Annotated[int, "Q"]  # aligned to 4 in a 32-bit structure
 ALIGNED_U64 = Annotated[int, "q"]  # uint64_aligned_t: aligned to 8 in both
 ULONG = Annotated[int, "L"]  # unsigned long, xen_ulong_t, xen_pfn_t
 HANDLE = Annotated[int, "P"]  # XEN_GUEST_HANDLE: an address in the caller's own space
+BYTES6 = Annotated[bytes, "6s"]
 BYTES7 = Annotated[bytes, "7s"]
+BYTES120 = Annotated[bytes, "120s"]
 
 _SIZES = {"b": 1, "B": 1, "h": 2, "H": 2, "i": 4, "I": 4, "Q": 8, "q": 8}
 _CODES = {"q": "Q"}

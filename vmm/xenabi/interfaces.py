@@ -1,9 +1,12 @@
 """What the Xen ABI asks of the world around it; `vmm.domain` provides it, tests replace it with plain objects."""
 
 from collections.abc import Callable
-from typing import NamedTuple, NewType, Protocol
+from typing import TYPE_CHECKING, NamedTuple, NewType, Protocol
 
 from vmm.xenabi.cstruct import Abi
+
+if TYPE_CHECKING:
+    from vmm.xenabi.vcpu_context import VcpuContext
 
 Domid = NewType("Domid", int)
 VcpuId = NewType("VcpuId", int)
@@ -61,6 +64,15 @@ class Vcpu(Protocol):
         """Its vcpu_info; None until the guest has mapped shared info or registered one."""
         ...
 
+    def initialise(self, context: "VcpuContext") -> None:
+        """Set the state that it starts in; XenError(EEXIST) where it has one, XenError(EINVAL) where the CPU refuses it."""
+        ...
+
+    def up(self) -> None:
+        """Let it run; XenError(EINVAL) where it has no state to start in."""
+        ...
+
+    def down(self) -> None: ...
     def read_virtual(self, address: int, size_bytes: int) -> bytes:
         """Bytes at a guest-virtual address, as its kernel may read them; XenError(EFAULT)."""
         ...

@@ -1,6 +1,6 @@
 """The structures of Xen's public headers that guests hand to hypercalls, declared once."""
 
-from vmm.xenabi.cstruct import ALIGNED_U64, BYTES7, HANDLE, I8, I16, I32, U8, U16, U32, U64, ULONG, Struct
+from vmm.xenabi.cstruct import ALIGNED_U64, BYTES6, BYTES7, BYTES120, HANDLE, I8, I16, I32, U8, U16, U32, U64, ULONG, Struct
 
 # ------------------------------------------------------------------------------------------------- version.h
 
@@ -190,6 +190,66 @@ class SetPeriodicTimer(Struct, c_name="vcpu_set_periodic_timer", header="vcpu.h"
 
 class GetPhysid(Struct, c_name="vcpu_get_physid", header="vcpu.h"):
     phys_id: U64
+
+
+# -------------------------------------------------------------------------------------------- hvm/hvm_vcpu.h
+
+
+class VcpuHvmContext(Struct, c_name="vcpu_hvm_context", header="hvm/hvm_vcpu.h"):
+    mode: U32
+    pad: U32
+    cpu_regs: BYTES120
+
+
+class VcpuHvmX86(Struct, c_name="vcpu_hvm_x86_32", header="hvm/hvm_vcpu.h"):
+    eax: U32
+    ecx: U32
+    edx: U32
+    ebx: U32
+    esp: U32
+    ebp: U32
+    esi: U32
+    edi: U32
+    eip: U32
+    eflags: U32
+    cr0: U32
+    cr3: U32
+    cr4: U32
+    pad1: U32
+    efer: U64
+    cs_base: U32
+    ds_base: U32
+    ss_base: U32
+    es_base: U32
+    tr_base: U32
+    cs_limit: U32
+    ds_limit: U32
+    ss_limit: U32
+    es_limit: U32
+    tr_limit: U32
+    cs_ar: U16
+    ds_ar: U16
+    ss_ar: U16
+    es_ar: U16
+    tr_ar: U16
+    pad2: BYTES6
+
+
+class VcpuHvmX86_64(Struct, c_name="vcpu_hvm_x86_64", header="hvm/hvm_vcpu.h"):
+    rax: U64
+    rcx: U64
+    rdx: U64
+    rbx: U64
+    rsp: U64
+    rbp: U64
+    rsi: U64
+    rdi: U64
+    rip: U64
+    rflags: U64
+    cr0: U64
+    cr3: U64
+    cr4: U64
+    efer: U64
 
 
 # --------------------------------------------------------------------------------------------- grant_table.h

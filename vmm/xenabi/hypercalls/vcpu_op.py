@@ -2,7 +2,7 @@
 
 import errno
 
-from vmm.xenabi.constants import PAGE_BYTES, VCPU_SSHOTTMR_FUTURE, Hypercall
+from vmm.xenabi.constants import LEGACY_VCPUS, PAGE_BYTES, VCPU_SSHOTTMR_FUTURE, Hypercall, ShutdownReason, VcpuHvmMode
 from vmm.xenabi.evtchn import mark_all_pending
 from vmm.xenabi.hypercalls.registry import domain_of, suboperation
 from vmm.xenabi.interfaces import Call, Gpa, Vcpu, XenError
@@ -13,7 +13,11 @@ from vmm.xenabi.structs import (
     RunstateInfo,
     SetPeriodicTimer,
     SetSingleshotTimer,
+    VcpuHvmContext,
+    VcpuHvmX86,
+    VcpuHvmX86_64,
 )
+from vmm.xenabi.vcpu_context import from_32, from_64
 
 VCPU_INFO_BYTES = 64
 MIN_PERIOD_NS = 1_000_000
@@ -35,6 +39,37 @@ def _own(call: Call) -> Vcpu:
     if target is not call.vcpu:
         raise XenError(errno.EINVAL)
     return target
+
+
+@suboperation(OP, 0, "initialise", arg=VcpuHvmContext, at=2)
+def initialise(call: Call, op: VcpuHvmContext) -> None:
+    """Give a vCPU that never ran its first state; VCPUOP_up starts it."""
+    vcpu = _target(call)
+    if op.pad or (vcpu.id >= LEGACY_VCPUS and vcpu.info is None):
+        raise XenError(errno.EINVAL)
+    if op.mode == VcpuHvmMode.B32:
+        context = from_32(VcpuHvmX86.unpack(op.cpu_regs[: VcpuHvmX86.sizeof(call.abi)], call.abi))
+    elif op.mode == VcpuHvmMode.B64:
+        context = from_64(VcpuHvmX86_64.unpack(op.cpu_regs[: VcpuHvmX86_64.sizeof(call.abi)], call.abi))
+    else:
+        raise XenError(errno.EINVAL)
+    vcpu.initialise(context)
+
+
+@suboperation(OP, 1, "up")
+def up(call: Call) -> None:
+    """Let it run, from its first state or from where VCPUOP_down stopped it."""
+    _target(call).up()
+
+
+@suboperation(OP, 2, "down")
+def down(call: Call) -> None:
+    """Stop it; a domain whose last vCPU stops has powered off."""
+    vcpu = _target(call)
+    if not any(other.online for other in domain_of(call).vcpus if other is not vcpu):
+        domain_of(call).shutdown(ShutdownReason.poweroff)
+    else:
+        vcpu.down()
 
 
 @suboperation(OP, 3, "is_up")
