@@ -188,6 +188,16 @@ class Kernel:
         raise FetchError(f"{self.folder} holds no kernel image")
 
     @property
+    def vmlinux(self) -> Path:
+        """The plain ELF out of the bzImage, unpacked in the cache; ImportError where its codec is not installed."""
+        from vmm.boot.bzimage import payload
+
+        def fill(folder: Path) -> None:
+            (folder / "vmlinux").write_bytes(payload(self.image.read_bytes(), str(self.image)))
+
+        return unpack_once(CACHE / "vmlinux" / self.name, fill) / "vmlinux"
+
+    @property
     def modules(self) -> Path:
         """The folder that holds `kernel/` and `modules.dep`."""
         for base in ("lib/modules", "usr/lib/modules"):

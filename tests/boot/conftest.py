@@ -21,10 +21,10 @@ def hardware() -> None:
 
 @pytest.fixture(scope="session")
 def kernel() -> Callable[[str], Path]:
-    """A stock Debian kernel by its name for scripts/kernel."""
+    """A stock Debian kernel by its name for scripts/kernel, or by `--vmlinux NAME`."""
 
     def find(name: str) -> Path:
-        done = subprocess.run([ROOT / "scripts/kernel", name], capture_output=True, text=True, check=False)
+        done = subprocess.run([ROOT / "scripts/kernel", *name.split()], capture_output=True, text=True, check=False)
         assert done.returncode == 0, f"scripts/kernel {name}: {done.stderr}"
         return Path(done.stdout.strip())
 
