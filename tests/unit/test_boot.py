@@ -1,6 +1,7 @@
 """Laying a guest out: start_info, modules, command line, ACPI tables, CPUID, initramfs."""
 
 import re
+import shutil
 import struct
 import subprocess
 from pathlib import Path
@@ -142,6 +143,24 @@ def test_madt_is_the_references_for_one_and_two_vcpus() -> None:
         found = bytearray(tables(vcpus)[b"APIC"])
         found[9] = 0
         assert found == bytes.fromhex(expected)
+
+
+@pytest.mark.parametrize("vcpus", [1, 2, 128])
+def test_iasl_reads_the_tables_and_compiles_the_dsdt_again(vcpus: int, tmp_path: Path) -> None:
+    assert shutil.which("iasl"), "install acpica-tools: its compiler is what the tables are checked with"
+    found = tables(vcpus)
+    for signature in (b"DSDT", b"FACP", b"APIC", b"XSDT"):
+        path = tmp_path / f"{signature.decode()}.aml"
+        path.write_bytes(found[signature])
+        done = subprocess.run(["iasl", "-d", path], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        text = path.with_suffix(".dsl").read_text()
+        assert "Invalid" not in text
+        assert "ERROR" not in text
+    compiled = subprocess.run(["iasl", tmp_path / "DSDT.dsl"], capture_output=True, text=True, check=False)
+    assert " 0 Errors" in compiled.stdout, compiled.stdout
+    source = (tmp_path / "DSDT.dsl").read_text()
+    assert re.findall(r"Processor \(P(\d{3}), 0x(..)", source) == [(f"{n:03}", f"{n:02X}") for n in range(vcpus)]
 
 
 # ------------------------------------------------------------------------------------------------ CPUID

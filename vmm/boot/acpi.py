@@ -17,6 +17,7 @@ PM1A_EVENT_PORT = 0xB000
 PM1A_CONTROL_PORT = 0xB004
 GPE0_PORT = 0xAFE0
 RESET_PORT = 0xCF9
+_P_BLK = 0xB044
 RESET_VALUE = 6
 SCI = 9
 S5_SLEEP_TYPE = 0
@@ -96,14 +97,51 @@ def _madt(vcpus: int) -> bytes:
     pcat_compatible = 1
     body = struct.pack("<II", LAPIC_ADDRESS, pcat_compatible)
     for vcpu in range(vcpus):
-        body += struct.pack("<BBBBI", 0, 8, vcpu, apic_id(vcpu), 1)
+        body += _local_apic(vcpu)
     return _table(b"APIC", 2, body)
 
 
-def _dsdt() -> bytes:
+def _local_apic(vcpu: int) -> bytes:
+    # An entry of the MADT: the processor's UID, its LAPIC's id, "enabled".
+    return struct.pack("<BBBBI", 0, 8, vcpu, apic_id(vcpu), 1)
+
+
+def _package_length(content: bytes) -> bytes:
+    # PkgLength counts its own bytes: 20.2.4 of the specification.
+    for following in range(4):
+        total = len(content) + 1 + following
+        if following == 0 and total < 1 << 6:
+            return bytes([total])
+        if following and total < 1 << 4 + 8 * following:
+            return bytes([following << 6 | total & 15, *(total >> 4).to_bytes(following, "little")])
+    raise ValueError(f"{len(content)} bytes are too many for one AML object")
+
+
+def _aml(opcode: bytes, content: bytes) -> bytes:
+    return opcode + _package_length(content) + content
+
+
+def _name(name: bytes, value: bytes) -> bytes:
+    return b"\x08" + name + value
+
+
+def _byte(value: int) -> bytes:
+    return bytes([0x0A, value])
+
+
+def _processor(vcpu: int) -> bytes:
+    """Processor (Pnnn, UID, P_BLK, 6) { Name (_STA, 0xF)  Name (_MAT, its entry in the MADT) }"""
+    entry = _local_apic(vcpu)
+    head = f"P{vcpu:03}".encode() + struct.pack("<BIB", vcpu, _P_BLK, 6)
+    inside = _name(b"_STA", _byte(0xF)) + _name(b"_MAT", _aml(b"\x11", _byte(len(entry)) + entry))
+    return _aml(b"\x5b\x83", head + inside)
+
+
+def _dsdt(vcpus: int) -> bytes:
     # Name (\_S5, Package (4) {0, 0, 0, 0}): what Linux writes to PM1a_CNT to power off.
-    sleep_state = b"\x08\\_S5_" + b"\x12\x06\x04" + bytes([S5_SLEEP_TYPE, 0, 0, 0])
-    return _table(b"DSDT", 2, sleep_state)
+    sleep_state = _name(b"\\_S5_", _aml(b"\x12", b"\x04" + bytes([S5_SLEEP_TYPE, 0, 0, 0])))
+    processors = b"".join(map(_processor, range(vcpus)))
+    return _table(b"DSDT", 5, sleep_state + _aml(b"\x10", b"\\_SB_" + processors))
 
 
 def build(vcpus: int) -> bytes:
@@ -120,7 +158,7 @@ def build(vcpus: int) -> bytes:
         return address
 
     put(facs)
-    put(_dsdt())
+    put(_dsdt(vcpus))
     listed = [put(_fadt()), put(_madt(vcpus))]
     xsdt = put(_table(b"XSDT", 1, struct.pack(f"<{len(listed)}Q", *listed)))
     assert position <= _TABLES_END
