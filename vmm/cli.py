@@ -70,7 +70,7 @@ def _parser() -> _Parser:
         "--append",
         metavar="TEXT",
         default="",
-        help="the kernel command line; console=hvc0 is put first if no console is named",
+        help="the kernel command line; for a Linux kernel, console=hvc0 is put first if no console is named",
     )
     run.add_argument("-m", "--memory", metavar="SIZE", default="512M", help="RAM: 512 or 512M, 2G (default 512M)")
     run.add_argument("-c", "--vcpus", metavar="N", type=int, default=1, help="virtual CPUs (default 1)")
@@ -106,13 +106,12 @@ def _version() -> str:
 
 
 def _config(options: argparse.Namespace) -> DomainConfig:
-    from vmm.run import with_defaults
+    from vmm.run import default_image
 
-    image, command_line = with_defaults(options.image, options.append, options.guest_command)
     return DomainConfig(
-        image=image,
+        image=options.image or default_image(),
         initrd=options.initrd,
-        command_line=command_line,
+        command_line=options.append,
         memory_bytes=parse_size(options.memory),
         vcpus=options.vcpus,
         name=options.name,

@@ -105,7 +105,10 @@ class _Runner:
 
     def _create(self, prepared: _Prepared) -> Domain:
         self._own_initrd = prepared.own_initrd
-        domain = self._hypervisor.create_domain(self._config, prepared.image, prepared.modules, self._console, self._serial)
+        config = self._config
+        if prepared.image.is_linux:
+            config = config._replace(command_line=linux_command_line(config.command_line, self._request.command))
+        domain = self._hypervisor.create_domain(config, prepared.image, prepared.modules, self._console, self._serial)
         prepared.modules.clear()
         gc.freeze()
         gc.enable()
@@ -185,15 +188,19 @@ def _say(domain: Domain, *lines: str) -> None:
         print(f"pyvmm: {line}" if index == 0 or line is why else f"  {line}", file=sys.stderr)
 
 
-def with_defaults(image: Path | None, append: str, command: str | None) -> tuple[Path, str]:
-    """The image and the command line that a kernel developer means: the running kernel, the Xen console."""
-    if image is None:
-        image = Path(f"/boot/vmlinuz-{os.uname().release}")
-        if not image.exists():
-            raise UsageError(f"no IMAGE was given, and this host's own kernel is not at {image}; give a vmlinux or vmlinuz")
+def default_image() -> Path:
+    """The running kernel's own file; UsageError where it is not in the usual place."""
+    image = Path(f"/boot/vmlinuz-{os.uname().release}")
+    if not image.exists():
+        raise UsageError(f"no IMAGE was given, and this host's own kernel is not at {image}; give a vmlinux or vmlinuz")
+    return image
+
+
+def linux_command_line(append: str, command: str | None) -> str:
+    """What a kernel developer means: the Xen console unless another is named, and silence around a command's output."""
     words = append.split()
     defaults = [] if any(word.startswith("console=") for word in words) else ["console=hvc0"]
     chatty = ("loglevel=", "ignore_loglevel", "debug", "earlyprintk")
     if command is not None and not any(word.startswith(chatty) for word in words):
         defaults += ["quiet", "loglevel=0"]
-    return image, " ".join([*defaults, append] if append else defaults)
+    return " ".join([*defaults, append] if append else defaults)

@@ -71,7 +71,7 @@ def test_doctor_tells_every_check_and_the_images_transport(build: Build, system:
 
 
 def test_guest_that_reboots_is_started_again_unless_told_otherwise(build: Build, system: object) -> None:
-    arguments = ("run", build("shutdown"), "--append", "1 console=none")
+    arguments = ("run", build("shutdown"), "--append", "1")
     again = pyvmm(*arguments, "--timeout", 5)
     assert again.returncode == 4
     assert again.stdout.count("ending\n") > 2
