@@ -156,6 +156,7 @@ class Domain:
         page = self.memory.shared(CONSOLE_GFN * PAGE_BYTES, PAGE_BYTES)
         console = self._console = Console(page, sink, lambda: self.events.deliver(port))
         self.events.connect(port, BACKEND_DOMID, Port(0), Doorbell(self._console_loop, console.on_event).ring)
+        self.console_write = console.write
         self.hvm_params[HvmParam.CONSOLE_PFN] = CONSOLE_GFN
         self.hvm_params[HvmParam.CONSOLE_EVTCHN] = port
 

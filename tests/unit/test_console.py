@@ -84,3 +84,18 @@ def test_console_empties_the_ring_and_rings_back_once() -> None:
     console.on_event()
     assert sink.data == b"hello"
     assert rings == [1]
+
+
+def test_what_bypasses_the_ring_comes_behind_what_is_in_it() -> None:
+    front, sink, notices = Frontend(), Collected(), [0]
+
+    def notify() -> None:
+        notices[0] += 1
+
+    console = Console(front.page, sink, notify)
+    front.print(b"first ")
+    console.write(b"second ")
+    assert (sink.data, notices) == (b"first second ", [1])
+    front.print(b"third")
+    console.on_event()
+    assert sink.data == b"first second third"

@@ -4,6 +4,7 @@ Source: xen/include/public/io/console.h.
 """
 
 import struct
+import threading
 from collections.abc import Callable
 from typing import Protocol
 
@@ -65,13 +66,15 @@ class ConsoleRing:
 class Console:
     """The back end: moves bytes between the ring and the world.
 
-    Owned by the thread of the loop in which `on_event` and `take_input` are called.
+    Owned by the thread of the loop in which `on_event` and `take_input` are called; only `write` may be called in others.
+    `_output` guards the ring's output half and its order in the sink.
     """
 
     def __init__(self, page: Page, sink: Sink, notify_guest: Callable[[], None]) -> None:
         self._ring = ConsoleRing(page)
         self._sink = sink
         self._notify_guest = notify_guest
+        self._output = threading.Lock()
         self._reported = False
         self._waiting = b""
         self._taken: Callable[[], None] | None = None
@@ -92,12 +95,21 @@ class Console:
             taken, self._taken = self._taken, None
             taken()
 
+    def write(self, data: bytes) -> None:
+        """What the guest prints past the ring (console_io), behind what it has put there before.  From any thread."""
+        with self._output:
+            ahead = self._ring.take_output()
+            self._sink.write(ahead + data)
+        if ahead:
+            self._notify_guest()
+
     def on_event(self) -> None:
         """The guest has rung: take what is there, and ring back since there is room again; it may have taken input."""
         self._give_input()
-        data = self._ring.take_output()  # what is written from now on comes with an event of its own
-        if data:
-            self._sink.write(data)
+        with self._output:
+            data = self._ring.take_output()  # what is written from now on comes with an event of its own
+            if data:
+                self._sink.write(data)
         if self._ring.broken and not self._reported:
             self._reported = True
             log.get(__name__).warning("the guest broke its console ring; the console is closed")
