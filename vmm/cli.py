@@ -88,6 +88,7 @@ def _parser() -> _Parser:
         default="auto",
         help="how hypercalls leave the guest (`pyvmm doctor IMAGE` says what auto takes)",
     )
+    run.add_argument("--no-kvm-xen", action="store_true", help="do without KVM_XEN, as on a host that has not got it")
     run.add_argument("--timeout", metavar="SECONDS", type=float, help="stop the guest after this long")
     run.add_argument("--xen-version", metavar="X.Y.Z", default="4.17.7", help="the Xen that the guest is shown")
     run.add_argument("--log-level", choices=log.LEVELS, default="warning")
@@ -118,6 +119,7 @@ def _config(options: argparse.Namespace) -> DomainConfig:
         console=options.console,
         serial=options.serial,
         transport=None if options.transport == "auto" else Transport(options.transport),
+        kvm_xen=not options.no_kvm_xen,
         xen_version=parse_xen_version(options.xen_version),
     ).checked()
 

@@ -35,6 +35,7 @@ class DomainConfig(NamedTuple):
     console: str = "stdio"
     serial: str = "none"
     transport: Transport | None = None
+    kvm_xen: bool = True
     xen_version: XenVersion = XenVersion()
     features: Feature = COMBINATIONS["pvh-domU"]
 
@@ -51,6 +52,8 @@ class DomainConfig(NamedTuple):
             raise UsageError("--memory must be whole pages of 4K")
         if not 1 <= self.vcpus <= MAX_VCPUS:
             raise UsageError(f"--vcpus takes 1 to {MAX_VCPUS}, not {self.vcpus}")
+        if self.transport is Transport.KVM_XEN and not self.kvm_xen:
+            raise UsageError("--no-kvm-xen and --transport kvm-xen exclude each other")
         if not re.fullmatch(r"[A-Za-z0-9_.+-]{1,64}", self.name):
             raise UsageError(f"--name takes up to 64 letters, digits and _.+-, not {self.name!r}")
         return self

@@ -75,6 +75,7 @@ class Domain:
         self.hvm_params: dict[int, int] = {}
         self.callback_vector: int | None = None
         self.runstate_flag = False
+        self.kept_by_kvm = system.xen_flags() if transport is Transport.KVM_XEN else XenFlag(0)
         self.shutdown_reason: ShutdownReason | None = None
         self.unknown_hypercalls: Counter[str] = Counter()
         self.hypercall_page_asked = False
@@ -130,7 +131,7 @@ class Domain:
             )
             vcpu.kvm.set_msr(MSR_MTRR_DEF_TYPE, MTRR_ENABLED | MTRR_WRITE_BACK)
             vm.irqfd(vcpu.upcall_fd, index)
-            if self.transport is Transport.KVM_XEN and XenFlag.EVTCHN_SEND in system.xen_flags():
+            if XenFlag.EVTCHN_SEND in self.kept_by_kvm:
                 vcpu.kvm.xen_set_vcpu_id(index)
             for timer in (vcpu.singleshot, vcpu.periodic, vcpu.callback_check):
                 self._timers.watch(timer.fd, timer.on_readable)
@@ -269,6 +270,8 @@ class Domain:
     def vm_assist(self, assist: int, *, enabled: bool) -> None:
         """VMASST_TYPE_runstate_update_flag is the one that a PVH guest may have."""
         self.runstate_flag = enabled
+        if XenFlag.RUNSTATE_UPDATE_FLAG in self.kept_by_kvm:
+            self.vm.xen_set_runstate_flag(enabled)
 
     def place_shared_info(self, gfn: Gfn, abi: Abi) -> None:
         """Show the shared info page at `gfn`, where KVM then keeps its clocks."""

@@ -24,9 +24,9 @@ class HypercallPlan:
         self.sites = sites
 
 
-def plan_hypercalls(system: System, image: ElfImage, wanted: Transport | None) -> HypercallPlan:
+def plan_hypercalls(system: System, image: ElfImage, wanted: Transport | None, *, kvm_xen: bool = True) -> HypercallPlan:
     """Choose a transport, or check the one that the user forces.  HostError, PyvmmError."""
-    xen = XenFlag.INTERCEPT_HCALL in system.xen_flags()
+    xen = kvm_xen and XenFlag.INTERCEPT_HCALL in system.xen_flags()
     filters = msr_filter_available(system)
     if wanted is Transport.KVM_XEN or (wanted is None and xen):
         if not xen:
@@ -64,7 +64,7 @@ class Hypervisor:
         self, config: DomainConfig, image: ElfImage, modules: list[Module], sink: Sink, serial: Sink | None = None
     ) -> Domain:
         """Build a domain, ready to start.  PyvmmError."""
-        plan = plan_hypercalls(self.system, image, config.transport)
+        plan = plan_hypercalls(self.system, image, config.transport, kvm_xen=config.kvm_xen)
         with self._lock:
             if self._next_domid >= DOMID_FIRST_RESERVED:
                 raise PyvmmError("this hypervisor has used up all of its domids")

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from vmm import log
-from vmm.kvm import Exit, KvmError, MpState
+from vmm.kvm import Exit, KvmError, MpState, XenFlag
 from vmm.kvm import Vcpu as KvmVcpu
 from vmm.kvm.timer import Timer
 from vmm.memory import MemoryFault, SharedBytes
@@ -21,6 +21,7 @@ from vmm.registers import load, report
 from vmm.xenabi.constants import HYPERCALL_MSR, LEGACY_VCPUS, PAGE_BYTES, RUNSTATE_UPDATE, Runstate, Virq
 from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.interfaces import Call, Gpa, Restart, RunstateTimes, VcpuId, XenError
+from vmm.xenabi.interfaces import Vcpu as XenVcpu
 from vmm.xenabi.structs import RunstateInfo
 from vmm.xenabi.transport import INSTRUCTION_BYTES, PORT, hypercall_page
 from vmm.xenabi.vcpu_context import CR0_PE, VcpuContext
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 MSR_KVM_SYSTEM_TIME_NEW = 0x4B56_4D01
 VCPU_INFO_BYTES = 64
-VCPU_TIME_OFFSET = 32
+VCPU_TIME_OFFSET, TIME_INFO_BYTES = 32, 32
 CALLBACK_CHECK_NS = 10_000_000
 RUNSTATE_UPDATE_NS = 50_000_000
 REQUEST_CHECK_S = 0.2
@@ -59,6 +60,7 @@ class Vcpu:
         self._own_vector = False
         self._runstate_area: tuple[int, Abi] | None = None
         self._runstate_due = 0
+        self._runstate_by_kvm = False
         self._clock_gpa: int | None = None
         self._callback_due = False
         self._requests: deque[Callable[[], None]] = deque()
@@ -343,6 +345,16 @@ class Vcpu:
     def _pieces(self, address: int, size_bytes: int, *, write: bool) -> "list[tuple[int, int]]":
         return list(pieces(self.domain.memory, self.kvm.sregs, address, size_bytes, write=write))
 
+    def physical(self, address: int, size_bytes: int) -> Gpa | None:
+        """Where guest-virtual bytes are, if they are RAM within one page; XenError(EFAULT)."""
+        try:
+            found = self._pieces(address, size_bytes, write=True)
+            for gpa, size in found:
+                self.domain.memory.view(gpa, size)
+        except (PageFault, MemoryFault):
+            raise XenError(errno.EFAULT) from None
+        return Gpa(found[0][0]) if len(found) == 1 else None
+
     def upcall(self) -> None:
         """Interrupt the guest for its pending events: at its own vector, else by the domain's callback vector."""
         if self._own_vector:
@@ -408,7 +420,11 @@ class Vcpu:
             self.kvm.set_msr(MSR_KVM_SYSTEM_TIME_NEW, self._clock_gpa | 1)
 
     def runstate(self) -> RunstateTimes:
-        """From the host's account of the thread: what it did not run or wait for the CPU, it was blocked."""
+        """From KVM where it keeps it, else from the host's account of the thread: what it neither ran nor waited, it was
+        blocked."""
+        if self._runstate_by_kvm and threading.current_thread() is self._thread:
+            kept = self.kvm.xen_runstate()
+            return RunstateTimes(*(getattr(kept, name) for name in RunstateTimes._fields))
         now = self.domain.system_time_ns()
         thread = self._thread.native_id
         if not self.online or thread is None:
@@ -422,10 +438,26 @@ class Vcpu:
         waiting = min(waiting, now - running)
         return RunstateTimes(Runstate.running, now, running, waiting, now - running - waiting, 0)
 
-    def keep_runstate(self, address: int, abi: Abi) -> None:
-        """Keep a copy at a guest-virtual address, as often as the guest sets its timer; that is when it looks."""
+    def keep_runstate(self, address: int, abi: Abi, caller: XenVcpu) -> None:
+        """Keep a copy at a guest-virtual address: KVM does at each switch, else as often as the guest sets its timer."""
+        kept = self.domain.kept_by_kvm
+        if XenFlag.RUNSTATE in kept and XenFlag.RUNSTATE_UPDATE_FLAG in kept:
+            gpa = caller.physical(address, RunstateInfo.sizeof(abi))
+            if gpa is not None:
+                self._runstate_area, self._runstate_by_kvm = None, True
+                self.post(lambda: self.kvm.xen_keep_runstate(gpa))
+                return
         self._runstate_area = address, abi
         self._update_runstate()
+
+    def keep_time(self, address: int, caller: XenVcpu) -> None:
+        """A second vcpu_time_info; only KVM_XEN can."""
+        if XenFlag.INTERCEPT_HCALL not in self.domain.kept_by_kvm:
+            raise XenError(errno.ENOSYS)
+        gpa = caller.physical(address, TIME_INFO_BYTES)
+        if gpa is None:
+            raise XenError(errno.EINVAL)
+        self.post(lambda: self.kvm.xen_keep_time(gpa))
 
     def _update_runstate(self) -> None:
         if self._runstate_area is None or threading.current_thread() is not self._thread:

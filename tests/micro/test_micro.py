@@ -79,6 +79,12 @@ def test_every_vcpu_comes_up_takes_ipis_and_goes_down(build: Build, page_transpo
     assert f"{vcpus:016x}" in ended.console
 
 
+def test_run_state_and_second_clock_are_kept(build: Build, page_transport: Transport) -> None:
+    ended = run(DomainConfig(build("runstate"), transport=page_transport), timeout_s=60)
+    passes(ended)
+    assert ("time area" in ended.console) is (page_transport is Transport.KVM_XEN)
+
+
 def test_cpuid_shows_xen_as_the_reference_does(build: Build, page_transport: Transport) -> None:
     ended = run(DomainConfig(build("cpuid"), transport=page_transport))
     passes(ended)

@@ -8,6 +8,7 @@ from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.evtchn import EventChannels
 from vmm.xenabi.grants import TABLE_PAGES, GrantTable
 from vmm.xenabi.interfaces import Call, Domid, Gfn, Gpa, Identity, MemmapEntry, RunstateTimes, VcpuId, XenError
+from vmm.xenabi.interfaces import Vcpu as XenVcpu
 from vmm.xenabi.structs import RunstateInfo
 from vmm.xenabi.vcpu_context import VcpuContext
 
@@ -90,7 +91,13 @@ class Vcpu:
     def runstate(self) -> RunstateTimes:
         return RunstateTimes(0, 10, 7, 2, 1, 0)
 
-    def keep_runstate(self, address: int, abi: Abi) -> None:
+    def physical(self, address: int, size_bytes: int) -> Gpa | None:
+        return Gpa(self._offset(address, size_bytes))
+
+    def keep_time(self, address: int, caller: "XenVcpu") -> None:
+        caller.physical(address, 32)
+
+    def keep_runstate(self, address: int, abi: Abi, caller: "XenVcpu") -> None:
         self.write_virtual(address, RunstateInfo(**self.runstate()._asdict()).pack(abi))
 
     def set_upcall_vector(self, vector: int) -> None:

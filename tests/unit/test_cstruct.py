@@ -16,6 +16,7 @@ C_NAMES = {
     ("evtchn_status", "u_dom"): "u.interdomain.dom",
     ("evtchn_status", "u_port"): "u.interdomain.port",
     ("vcpu_register_runstate_memory_area", "addr"): "addr.p",
+    ("vcpu_register_time_memory_area", "addr"): "addr.p",
     ("vcpu_runstate_info", "time_running"): "time[0]",
     ("vcpu_runstate_info", "time_runnable"): "time[1]",
     ("vcpu_runstate_info", "time_blocked"): "time[2]",

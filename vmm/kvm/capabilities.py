@@ -47,6 +47,7 @@ class XenFlag(IntFlag):
     RUNSTATE = lib.KVM_XEN_HVM_CONFIG_RUNSTATE
     EVTCHN_2LEVEL = lib.KVM_XEN_HVM_CONFIG_EVTCHN_2LEVEL
     EVTCHN_SEND = lib.KVM_XEN_HVM_CONFIG_EVTCHN_SEND
+    RUNSTATE_UPDATE_FLAG = 1 << 6  # Linux 6.3; older headers do not name it
 
 
 class _Checker(Protocol):

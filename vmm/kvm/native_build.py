@@ -32,6 +32,7 @@ CONSTANTS = [
     "KVM_XEN_HVM_CONFIG",
     "KVM_XEN_HVM_SET_ATTR",
     "KVM_XEN_VCPU_SET_ATTR",
+    "KVM_XEN_VCPU_GET_ATTR",
     "KVM_GET_CLOCK",
     "KVM_GET_REGS",
     "KVM_SET_REGS",
@@ -129,6 +130,7 @@ CONSTANTS = [
     "KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO",
     "KVM_XEN_VCPU_ATTR_TYPE_VCPU_TIME_INFO",
     "KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_ADDR",
+    "KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_DATA",
     "KVM_XEN_VCPU_ATTR_TYPE_VCPU_ID",
     "KVM_XEN_VCPU_ATTR_TYPE_TIMER",
     "KVM_XEN_VCPU_ATTR_TYPE_UPCALL_VECTOR",
@@ -202,7 +204,9 @@ struct kvm_xen_hvm_config { uint32_t flags, msr; uint64_t blob_addr_32, blob_add
 struct kvm_xen_hvm_attr { uint16_t type; union { uint8_t long_mode, vector; uint32_t xen_version;
     struct { uint64_t gfn; } shared_info; uint64_t pad[8]; } u; ...; };
 struct kvm_xen_vcpu_attr { uint16_t type; union { uint64_t gpa; uint32_t vcpu_id; uint8_t vector;
-    struct { uint32_t port, priority; uint64_t expires_ns; } timer; uint64_t pad[8]; } u; ...; };
+    struct { uint32_t port, priority; uint64_t expires_ns; } timer;
+    struct { uint64_t state, state_entry_time, time_running, time_runnable, time_blocked, time_offline; } runstate;
+    uint64_t pad[8]; } u; ...; };
 """
 
 FUNCTIONS = """

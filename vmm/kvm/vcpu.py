@@ -218,6 +218,26 @@ class Vcpu:
         attribute.type, attribute.u.vcpu_id = lib.KVM_XEN_VCPU_ATTR_TYPE_VCPU_ID, vcpu_id
         ioctl(self.fd, "KVM_XEN_VCPU_SET_ATTR(VCPU_ID)", lib.KVM_XEN_VCPU_SET_ATTR, attribute)
 
+    def xen_keep_time(self, gpa: int) -> None:
+        """KVM_XEN_VCPU_ATTR_TYPE_VCPU_TIME_INFO: a second vcpu_time_info that KVM keeps, within one page."""
+        self._xen_place("VCPU_TIME_INFO", lib.KVM_XEN_VCPU_ATTR_TYPE_VCPU_TIME_INFO, gpa)
+
+    def xen_keep_runstate(self, gpa: int) -> None:
+        """KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_ADDR: a vcpu_runstate_info that KVM keeps."""
+        self._xen_place("RUNSTATE_ADDR", lib.KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_ADDR, gpa)
+
+    def _xen_place(self, name: str, kind: int, gpa: int) -> None:
+        attribute = ffi.new("struct kvm_xen_vcpu_attr *")
+        attribute.type, attribute.u.gpa = kind, gpa
+        ioctl(self.fd, f"KVM_XEN_VCPU_SET_ATTR({name})", lib.KVM_XEN_VCPU_SET_ATTR, attribute)
+
+    def xen_runstate(self) -> Any:
+        """KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_DATA: state, state_entry_time and the times, nanoseconds, once KVM keeps one."""
+        attribute = ffi.new("struct kvm_xen_vcpu_attr *")
+        attribute.type = lib.KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_DATA
+        ioctl(self.fd, "KVM_XEN_VCPU_GET_ATTR(RUNSTATE_DATA)", lib.KVM_XEN_VCPU_GET_ATTR, attribute)
+        return attribute.u.runstate
+
     def close(self) -> None:
         """Unmap the run area and close the descriptor; `regs` and `run` are gone."""
         if self.fd >= 0:

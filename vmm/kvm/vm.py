@@ -9,6 +9,8 @@ from vmm.kvm._native import ffi, lib
 from vmm.kvm.errors import ioctl
 from vmm.kvm.vcpu import Vcpu
 
+_RUNSTATE_UPDATE_FLAG = 5  # of KVM_XEN_ATTR_TYPE_*: Linux 6.3; older headers do not name it
+
 
 class SlotFlag(IntFlag):
     """Flags of a memory slot."""
@@ -143,6 +145,12 @@ class Vm:
         attribute = ffi.new("struct kvm_xen_hvm_attr *")
         attribute.type, attribute.u.long_mode = lib.KVM_XEN_ATTR_TYPE_LONG_MODE, enabled
         ioctl(self.fd, "KVM_XEN_HVM_SET_ATTR(LONG_MODE)", lib.KVM_XEN_HVM_SET_ATTR, attribute)
+
+    def xen_set_runstate_flag(self, enabled: bool) -> None:
+        """KVM_XEN_ATTR_TYPE_RUNSTATE_UPDATE_FLAG: whether run states carry a flag while they are being written."""
+        attribute = ffi.new("struct kvm_xen_hvm_attr *")
+        attribute.type, attribute.u.long_mode = _RUNSTATE_UPDATE_FLAG, enabled
+        ioctl(self.fd, "KVM_XEN_HVM_SET_ATTR(RUNSTATE_UPDATE_FLAG)", lib.KVM_XEN_HVM_SET_ATTR, attribute)
 
     def close(self) -> None:
         """The machine ends when its vCPUs are closed too."""

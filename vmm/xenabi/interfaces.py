@@ -89,8 +89,16 @@ class Vcpu(Protocol):
         """How the vCPU has spent its time so far."""
         ...
 
-    def keep_runstate(self, address: int, abi: Abi) -> None:
-        """Keep a copy of it at a guest-virtual address."""
+    def keep_runstate(self, address: int, abi: Abi, caller: "Vcpu") -> None:
+        """Keep a copy of it at a guest-virtual address of the caller's."""
+        ...
+
+    def keep_time(self, address: int, caller: "Vcpu") -> None:
+        """Keep a second vcpu_time_info there; XenError(ENOSYS) where the host cannot."""
+        ...
+
+    def physical(self, address: int, size_bytes: int) -> Gpa | None:
+        """Where bytes at a guest-virtual address are, if all in one place; XenError(EFAULT)."""
         ...
 
     def set_upcall_vector(self, vector: int) -> None: ...

@@ -170,6 +170,10 @@ class RegisterArea(Struct, c_name="vcpu_register_runstate_memory_area", header="
     addr: U64
 
 
+class RegisterTimeArea(Struct, c_name="vcpu_register_time_memory_area", header="vcpu.h"):
+    addr: U64
+
+
 class RunstateInfo(Struct, c_name="vcpu_runstate_info", header="vcpu.h"):
     state: I32
     state_entry_time: U64

@@ -9,6 +9,7 @@ from vmm.xenabi.interfaces import Call, Gpa, Vcpu, XenError
 from vmm.xenabi.structs import (
     GetPhysid,
     RegisterArea,
+    RegisterTimeArea,
     RegisterVcpuInfo,
     RunstateInfo,
     SetPeriodicTimer,
@@ -88,7 +89,7 @@ def get_runstate_info(call: Call, op: RunstateInfo) -> None:
 @suboperation(OP, 5, "register_runstate_memory_area", arg=RegisterArea, at=2)
 def register_runstate_memory_area(call: Call, op: RegisterArea) -> None:
     """Keep a copy of the run state at a guest-virtual address."""
-    _target(call).keep_runstate(op.addr, call.abi)
+    _target(call).keep_runstate(op.addr, call.abi, call.vcpu)
 
 
 @suboperation(OP, 6, "set_periodic_timer", arg=SetPeriodicTimer, at=2)
@@ -135,3 +136,9 @@ def register_vcpu_info(call: Call, op: RegisterVcpuInfo) -> None:
 def get_physid(call: Call, op: GetPhysid) -> None:
     """Only the hardware domain is told where it runs."""
     raise XenError(errno.EINVAL)
+
+
+@suboperation(OP, 13, "register_vcpu_time_memory_area", arg=RegisterTimeArea, at=2)
+def register_vcpu_time_memory_area(call: Call, op: RegisterTimeArea) -> None:
+    """Keep a second copy of the vCPU's time at a guest-virtual address: for a clock that user code reads."""
+    _target(call).keep_time(op.addr, call.vcpu)
