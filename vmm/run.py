@@ -109,6 +109,7 @@ class _Runner:
         if prepared.image.is_linux:
             config = config._replace(command_line=linux_command_line(config.command_line, self._request.command))
         domain = self._hypervisor.create_domain(config, prepared.image, prepared.modules, self._console, self._serial)
+        prepared.image.close()
         prepared.modules.clear()
         gc.freeze()
         gc.enable()

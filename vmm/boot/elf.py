@@ -88,6 +88,12 @@ class ElfImage:
         self.entry = entry
         self.is_linux = notes.get(GUEST_OS, b"").rstrip(b"\0") == b"linux"
 
+    def close(self) -> None:
+        """Let the file go once it has been loaded: a kernel's tens of MiB would count as the process's own."""
+        data, self.data, self._stream = self.data, b"", None
+        if isinstance(data, mmap):
+            data.close()
+
     def _struct(self, kind: str, offset: int) -> Any:
         if offset >= len(self.data):
             raise ImageError(f"{self.name} is truncated: it has no byte {offset}")
