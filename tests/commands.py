@@ -6,8 +6,18 @@ import sys
 
 def pyvmm(*arguments: object, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
     """Run the command as a user does."""
-    command = [sys.executable, "-c", "import sys; from vmm.cli import main; sys.exit(main())", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout_s, check=False)
+    return subprocess.run(_command(arguments), capture_output=True, text=True, timeout=timeout_s, check=False)
+
+
+def started(*arguments: object) -> "subprocess.Popen[str]":
+    """The same, still running, with its output in pipes."""
+    return subprocess.Popen(
+        _command(arguments), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def _command(arguments: tuple[object, ...]) -> list[str]:
+    return [sys.executable, "-c", "import sys; from vmm.cli import main; sys.exit(main())", *map(str, arguments)]
 
 
 def one_sentence(done: subprocess.CompletedProcess[str], status: int, reason: str) -> None:

@@ -33,6 +33,8 @@ from vmm.xenabi.hypercalls import dispatch
 from vmm.xenabi.interfaces import Call, Domid, Gfn, Gpa, Identity, Port
 from vmm.xenabi.transport import Transport, patch_for
 from vmm.xenabi.vcpu_context import flat
+from vmm.xenstore.layout import DomainFacts
+from vmm.xenstore.service import Xenstore
 
 MSR_KVM_WALL_CLOCK_NEW = 0x4B56_4D00
 MSR_MTRR_DEF_TYPE, MTRR_ENABLED, MTRR_WRITE_BACK = 0x2FF, 1 << 11, 6
@@ -152,14 +154,26 @@ class Domain:
         self._connect_console(sink)
 
     def _connect_console(self, sink: Sink) -> None:
-        self.events.alloc_unbound(BACKEND_DOMID)  # xenstore's, as the toolstack allocates them: port 1, then the console's
-        port = self.events.alloc_unbound(BACKEND_DOMID)
+        self._store_port = self.events.alloc_unbound(BACKEND_DOMID)  # as the toolstack allocates them: port 1
+        port = self._console_port = self.events.alloc_unbound(BACKEND_DOMID)
         page = self.memory.shared(CONSOLE_GFN * PAGE_BYTES, PAGE_BYTES)
         console = self._console = Console(page, sink, lambda: self.events.deliver(port))
         self.events.connect(port, BACKEND_DOMID, Port(0), Doorbell(self._console_loop, console.on_event).ring)
         self.console_write = console.write
         self.hvm_params[HvmParam.CONSOLE_PFN] = CONSOLE_GFN
         self.hvm_params[HvmParam.CONSOLE_EVTCHN] = port
+
+    def connect_store(self, xenstore: Xenstore) -> None:
+        """Let the guest reach xenstore; `xenstore` forgets the domain before its memory goes."""
+        facts = DomainFacts(
+            self.domid, self.config.name, _uuid_text(self.handle), self.config.memory_bytes >> 10, self.config.vcpus,
+            self._store_port, STORE_GFN, self._console_port, CONSOLE_GFN,
+        )  # fmt: skip
+        page = self.memory.shared(STORE_GFN * PAGE_BYTES, PAGE_BYTES)
+        ring = xenstore.introduce(facts, page, lambda: self.events.deliver(self._store_port))
+        self.events.connect(self._store_port, BACKEND_DOMID, Port(0), ring)
+        self.hvm_params[HvmParam.STORE_PFN] = STORE_GFN
+        self.hvm_params[HvmParam.STORE_EVTCHN] = self._store_port
 
     def load(self, image: ElfImage, modules: list[pvh.Module], sites: list[Site]) -> None:
         """Put an image into memory and the first vCPU at its entry.  ImageError."""
@@ -304,6 +318,11 @@ def _random_uuid() -> bytes:
     data[6] = data[6] & 0x0F | 0x40
     data[8] = data[8] & 0x3F | 0x80
     return bytes(data)
+
+
+def _uuid_text(handle: bytes) -> str:
+    digits = handle.hex()
+    return "-".join(digits[start:end] for start, end in ((0, 8), (8, 12), (12, 16), (16, 20), (20, 32)))
 
 
 def _identity(config: DomainConfig) -> Identity:

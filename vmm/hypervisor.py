@@ -14,6 +14,8 @@ from vmm.kvm.capabilities import msr_filter_available
 from vmm.xenabi.constants import DOMID_FIRST_RESERVED
 from vmm.xenabi.interfaces import Domid
 from vmm.xenabi.transport import Transport
+from vmm.xenstore.layout import ask_for
+from vmm.xenstore.service import Xenstore
 
 
 class HypercallPlan:
@@ -56,6 +58,7 @@ class Hypervisor:
     def __init__(self, system: System) -> None:
         system.require()
         self.system = system
+        self.xenstore = Xenstore()
         self._lock = threading.Lock()
         self._domains: dict[Domid, Domain] = {}
         self._next_domid = 1
@@ -72,9 +75,10 @@ class Hypervisor:
             self._next_domid += 1
         domain = Domain(self.system, domid, config, plan.transport, sink, serial)
         try:
+            domain.connect_store(self.xenstore)
             domain.load(image, modules, plan.sites)
         except BaseException:
-            domain.close()
+            self._release(domain)
             raise
         with self._lock:
             self._domains[domid] = domain
@@ -84,6 +88,15 @@ class Hypervisor:
         """Stop and release one domain; its domid is not used again."""
         with self._lock:
             self._domains.pop(domain.domid, None)
+        self._release(domain)
+
+    def ask_to_power_off(self, domain: Domain) -> bool:
+        """Ask the guest's kernel to shut down, as `xl shutdown` does; False where it does not listen."""
+        return self.xenstore.run(lambda store: ask_for(store, domain.domid, "poweroff"))
+
+    def _release(self, domain: Domain) -> None:
+        domain.stop()
+        self.xenstore.release(domain.domid)
         domain.close()
 
     def close(self) -> None:
@@ -91,4 +104,5 @@ class Hypervisor:
         with self._lock:
             domains, self._domains = list(self._domains.values()), {}
         for domain in domains:
-            domain.close()
+            self._release(domain)
+        self.xenstore.close()

@@ -22,6 +22,7 @@ from vmm.hypervisor import Hypervisor
 from vmm.kvm import System
 from vmm.xenabi.constants import ShutdownReason
 
+GRACE_S = 20
 END_OF_INPUT = b"\x04"  # Ctrl-D
 
 
@@ -130,7 +131,11 @@ class _Runner:
             self._console.start(offer, self._leave)
         if self._serial is not None:
             self._serial.start(domain.type_serial, self._leave)
-        outcome = domain.wait(self._remaining())
+        try:
+            outcome = domain.wait(self._remaining())
+        except KeyboardInterrupt:
+            self._ask_to_end(domain)
+            raise
         if outcome is None:
             self._discard_output()
         domain.stop()
@@ -142,6 +147,17 @@ class _Runner:
         if outcome.reason is ShutdownReason.reboot and self._request.restart:
             return None
         return _report(domain, outcome, exit_port.status, self._request.command)
+
+    def _ask_to_end(self, domain: Domain) -> None:
+        """Give the guest's kernel some time to shut down; a second interrupt ends that too."""
+        if domain.outcome is None and self._hypervisor.ask_to_power_off(domain):
+            print(
+                f"pyvmm: asked the guest to power off; it has {GRACE_S} s, or until the next interrupt",
+                file=sys.stderr,
+            )
+            domain.wait(GRACE_S)
+        self._discard_output()
+        domain.stop()
 
     def _remaining(self) -> float | None:
         return None if self._deadline is None else max(self._deadline - time.monotonic(), 0)

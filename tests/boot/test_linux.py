@@ -1,5 +1,6 @@
 """Stock Debian kernels from their first line to power-off."""
 
+import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.boot.reference import FACTS, listed, normal, reference
-from tests.commands import pyvmm
+from tests.commands import pyvmm, started
 from tests.guests import Ended, run, running
 from vmm.boot.image import open_file
 from vmm.boot.pvh import Module
@@ -82,6 +83,22 @@ def test_debian_runs_a_command_typed_on_the_xen_console(
 def test_exec_runs_a_command_and_returns_its_status(kernel: Callable[[str], Path], system: System) -> None:
     done = pyvmm("run", kernel("6.1"), "--timeout", TIMEOUT_S, "--exec", "cat /sys/hypervisor/type; exit 7")
     assert (done.returncode, done.stdout, done.stderr) == (7, "xen\n", "")
+
+
+def test_sigterm_asks_the_guest_to_power_off(
+    kernel: Callable[[str], Path], initramfs: Callable[[str], Path], system: System
+) -> None:
+    initrd = initramfs("echo ready; sleep 1000\n")
+    with started("run", kernel("--vmlinux 6.1"), "--initrd", initrd, "--append", "quiet") as process:
+        assert process.stdout is not None
+        said = ""
+        while "ready" not in said and (line := process.stdout.readline()):
+            said += line
+        process.send_signal(signal.SIGTERM)
+        rest, errors = process.communicate(timeout=TIMEOUT_S)
+    assert errors.startswith("pyvmm: asked the guest to power off")
+    assert "reboot: Power down" in rest
+    assert process.returncode == 130
 
 
 def test_panic_is_a_crash_with_the_guests_last_words(

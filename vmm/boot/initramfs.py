@@ -14,7 +14,7 @@ mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 /bin/busybox --install -s /bin
-export PATH=/bin:/sbin HOME=/root TERM=linux
+export PATH=/sbin:/bin HOME=/root TERM=linux
 mkdir -p /dev/pts
 mount -t devpts devpts /dev/pts
 mount -t tmpfs tmp /tmp
@@ -40,6 +40,10 @@ _END = """
 sync
 poweroff -f
 """
+
+
+# What the kernel calls when it is asked to shut down; busybox's own would ask an init that is not there.
+_SHUTDOWN = "#!/bin/sh\nsync\nexec /bin/busybox {} -f\n"
 
 
 class WindowSize(NamedTuple):
@@ -73,6 +77,8 @@ def busybox_initramfs(script: str, files: dict[str, bytes] | None = None) -> byt
     archive.file("bin/busybox", find_busybox().read_bytes(), 0o755)
     for name in ("sh", "mount"):
         archive.symlink(f"bin/{name}", "busybox")
+    for name in ("poweroff", "reboot"):
+        archive.file(f"sbin/{name}", _SHUTDOWN.format(name).encode(), 0o755)
     for path, content in (files or {}).items():
         archive.file(path, content, 0o755)
     archive.file("init", (PROLOGUE + script).encode(), 0o755)

@@ -1,0 +1,78 @@
+"""Xenstore's thread: the one that owns the tree, the guests' rings, and what the toolstack asks of them."""
+
+import threading
+from collections.abc import Callable
+from typing import TypeVar
+
+from vmm.eventloop import Doorbell, EventLoop
+from vmm.xenabi.interfaces import Domid, SharedBytes
+from vmm.xenstore.layout import DomainFacts, describe_dom0, describe_domain, forget_domain
+from vmm.xenstore.ring import StoreRing
+from vmm.xenstore.server import Connection, Store
+
+Result = TypeVar("Result")
+
+
+class Xenstore:
+    """The store of one hypervisor.  Its methods may be called from any thread but its own; `close` once."""
+
+    def __init__(self) -> None:
+        self._store = Store()
+        self._loop = EventLoop("xenstore")
+        self._clients: dict[Domid, tuple[Connection, StoreRing]] = {}
+        self._loop.start()
+        self.run(describe_dom0)
+
+    def run(self, action: Callable[[Store], Result]) -> Result:
+        """Do something with the store in its own thread, and wait for it."""
+        results: list[Result] = []
+        errors: list[Exception] = []
+        done = threading.Event()
+
+        def act() -> None:
+            try:
+                results.append(action(self._store))
+            except Exception as error:  # the caller's to handle
+                errors.append(error)
+            done.set()
+
+        self._loop.post(act)
+        done.wait()
+        if errors:
+            raise errors[0]
+        return results[0]
+
+    def introduce(self, facts: DomainFacts, page: SharedBytes, notify_guest: Callable[[], None]) -> Callable[[], None]:
+        """Describe a domain and serve its ring: what to call, from any thread, when the guest rings."""
+
+        def serve() -> None:
+            found = self._clients.get(facts.domid)
+            if found is not None and found[1].on_event():
+                doorbell.ring()
+
+        doorbell = Doorbell(self._loop, serve)
+
+        def connect(store: Store) -> None:
+            describe_domain(store, facts)
+            client = store.connect(facts.domid, doorbell.ring)
+            self._clients[facts.domid] = client, StoreRing(page, client, notify_guest)
+            store.introduce(facts.domid)
+
+        self.run(connect)
+        return doorbell.ring
+
+    def release(self, domid: Domid) -> None:
+        """The domain is gone; its memory is still there."""
+
+        def disconnect(store: Store) -> None:
+            found = self._clients.pop(domid, None)
+            if found is not None:
+                store.disconnect(found[0])
+                forget_domain(store, domid)
+                store.release(domid)
+
+        self.run(disconnect)
+
+    def close(self) -> None:
+        """End the thread."""
+        self._loop.stop()
