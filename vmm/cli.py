@@ -89,6 +89,7 @@ def _parser() -> _Parser:
         help="how hypercalls leave the guest (`pyvmm doctor IMAGE` says what auto takes)",
     )
     run.add_argument("--no-kvm-xen", action="store_true", help="do without KVM_XEN, as on a host that has not got it")
+    run.add_argument("--xenstore", metavar="PATH", type=Path, help="serve the guest's xenstore on a Unix socket")
     run.add_argument("--timeout", metavar="SECONDS", type=float, help="stop the guest after this long")
     run.add_argument("--xen-version", metavar="X.Y.Z", default="4.17.7", help="the Xen that the guest is shown")
     run.add_argument("--log-level", choices=log.LEVELS, default="warning")
@@ -97,6 +98,20 @@ def _parser() -> _Parser:
     doctor = commands.add_parser("doctor", help="say what this host offers, and what to do about what it lacks")
     doctor.add_argument("image", metavar="IMAGE", type=Path, nargs="?", help="say which transport this image would get")
     doctor.add_argument("--json", action="store_true", help="print JSON")
+    store = commands.add_parser("xenstore", help="look into the xenstore of a running `pyvmm run --xenstore PATH`")
+    store.add_argument("--socket", metavar="PATH", type=Path, help="where it listens (default: $XENSTORED_PATH)")
+    actions = store.add_subparsers(dest="action", required=True, metavar="ACTION")
+    listing = actions.add_parser("ls", help="list what is below a path")
+    listing.add_argument("-f", action="store_true", dest="full", help="whole paths")
+    listing.add_argument("-p", action="store_true", dest="permissions", help="permissions, too")
+    listing.add_argument("paths", metavar="PATH", nargs="*")
+    for name, meaning, words in (
+        ("read", "print values", "PATH"),
+        ("write", "set values: PATH VALUE ...", "WORD"),
+        ("rm", "remove nodes with all below them", "PATH"),
+        ("watch", "print the path of each change, until interrupted", "PATH"),
+    ):
+        actions.add_parser(name, help=meaning).add_argument("paths", metavar=words, nargs="+")
     return parser
 
 
@@ -136,6 +151,7 @@ def _run(options: argparse.Namespace) -> int:
         command=options.guest_command,
         restart=(options.on_reboot or ("exit" if options.guest_command is not None else "restart")) == "restart",
         default_initrd=not options.no_initrd,
+        xenstore=options.xenstore,
     )
     return run_guest(_config(options), request)
 
@@ -155,11 +171,18 @@ def _doctor(options: argparse.Namespace) -> int:
     return 0 if all(check.ok or not check.required for check in checks) else ExitStatus.UNSUPPORTED_HOST
 
 
+def _xenstore(options: argparse.Namespace) -> int:
+    from vmm.storecmd import StoreRequest, xenstore
+
+    full, permissions = getattr(options, "full", False), getattr(options, "permissions", False)
+    return xenstore(StoreRequest(options.action, options.paths, options.socket, full, permissions))
+
+
 def main(arguments: list[str] | None = None) -> int:
     """The console script; returns the exit status."""
     try:
         options = _parser().parse_args(arguments)
-        return _run(options) if options.command == "run" else _doctor(options)
+        return {"run": _run, "doctor": _doctor, "xenstore": _xenstore}[options.command](options)
     except PyvmmError as error:
         print(f"pyvmm: {error}", file=sys.stderr)
         return int(error.exit_status)

@@ -36,6 +36,11 @@ class EventLoop:
         self._readers[fd] = callback
         self._epoll.register(fd, select.EPOLLIN)
 
+    def wait_for_room(self, fd: int, wanted: bool) -> None:
+        """Run a watched descriptor's callback when it can be written, instead of when it can be read; or that again."""
+        if fd in self._readers:
+            self._epoll.modify(fd, select.EPOLLOUT if wanted else select.EPOLLIN)
+
     def unwatch(self, fd: int) -> None:
         if self._readers.pop(fd, None) is not None:
             self._epoll.unregister(fd)

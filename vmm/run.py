@@ -14,7 +14,7 @@ from vmm.boot.elf import ElfImage
 from vmm.boot.image import load_image, open_file
 from vmm.boot.pvh import Module
 from vmm.config import DomainConfig
-from vmm.devices.chardev import open_chardev
+from vmm.devices.chardev import Chardev, open_chardev
 from vmm.devices.exit_port import EXIT_PORT, ExitPort
 from vmm.domain import Domain, Outcome
 from vmm.errors import ExitStatus, UsageError
@@ -33,6 +33,7 @@ class Request(NamedTuple):
     command: str | None = None
     restart: bool = True
     default_initrd: bool = True
+    xenstore: Path | None = None
 
 
 def run_guest(config: DomainConfig, request: Request) -> int:
@@ -88,9 +89,20 @@ class _Runner:
         self._domain: Domain | None = None
         self._system = System()
         self._hypervisor = Hypervisor(self._system)
-        self._console = open_chardev(config.console)
-        self._serial = None if config.serial == "none" else open_chardev(config.serial, "--serial")
-        self._chardevs = [self._console] + ([self._serial] if self._serial else [])
+        self._chardevs: list[Chardev] = []
+        try:
+            if request.xenstore is not None:
+                self._hypervisor.xenstore.listen(request.xenstore)
+            self._console = self._open(config.console, "--console")
+            self._serial = None if config.serial == "none" else self._open(config.serial, "--serial")
+        except BaseException:
+            self.close()
+            raise
+
+    def _open(self, place: str, option: str) -> Chardev:
+        opened = open_chardev(place, option)
+        self._chardevs.append(opened)
+        return opened
 
     def run(self, prepared: _Prepared | None) -> int:
         """To the end of the last guest: the exit status."""

@@ -5,7 +5,6 @@ Output waits for a connected reader; while there is none, the last of it is kept
 
 import os
 import select
-import socket
 import threading
 import tty
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from pathlib import Path
 
 from vmm.devices.chardev import PIECE_BYTES, Offer
 from vmm.devices.terminal import CHUNK_BYTES
-from vmm.errors import PyvmmError
+from vmm.unixsocket import listen
 
 KEPT_BYTES = 64 << 10
 RECONNECT_CHECK_S = 0.1
@@ -114,19 +113,7 @@ class UnixServer(_Connected):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._path = path
-        self._server = socket.socket(socket.AF_UNIX)
-        try:
-            if path.is_socket():
-                probe = socket.socket(socket.AF_UNIX)
-                with probe:
-                    if probe.connect_ex(str(path)) == 0:
-                        raise PyvmmError(f"the socket {path} is in use by another process")
-                path.unlink()  # left behind by one that was killed
-            self._server.bind(str(path))
-            self._server.listen(1)
-        except OSError as error:
-            self._server.close()
-            raise PyvmmError(f"cannot listen on {path}: {error.strerror or error}") from None
+        self._server = listen(path)
 
     def _serve(self) -> None:
         poller = select.poll()

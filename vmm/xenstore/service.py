@@ -2,6 +2,7 @@
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import TypeVar
 
 from vmm.eventloop import Doorbell, EventLoop
@@ -9,6 +10,7 @@ from vmm.xenabi.interfaces import Domid, SharedBytes
 from vmm.xenstore.layout import DomainFacts, describe_dom0, describe_domain, forget_domain
 from vmm.xenstore.ring import StoreRing
 from vmm.xenstore.server import Connection, Store
+from vmm.xenstore.sockets import SocketServer
 
 Result = TypeVar("Result")
 
@@ -20,6 +22,7 @@ class Xenstore:
         self._store = Store()
         self._loop = EventLoop("xenstore")
         self._clients: dict[Domid, tuple[Connection, StoreRing]] = {}
+        self._server: SocketServer | None = None
         self._loop.start()
         self.run(describe_dom0)
 
@@ -61,6 +64,11 @@ class Xenstore:
         self.run(connect)
         return doorbell.ring
 
+    def listen(self, path: Path) -> None:
+        """Serve tools on this host, as dom0, on a Unix socket.  PyvmmError."""
+        self._server = SocketServer(self._loop, path)
+        self.run(self._server.start)
+
     def release(self, domid: Domid) -> None:
         """The domain is gone; its memory is still there."""
 
@@ -74,5 +82,8 @@ class Xenstore:
         self.run(disconnect)
 
     def close(self) -> None:
-        """End the thread."""
+        """End the thread; the socket's file goes."""
+        server, self._server = self._server, None
+        if server is not None:
+            self.run(server.close)
         self._loop.stop()
