@@ -2,10 +2,10 @@
 
 import argparse
 
-from scripts.benchmarks import boot, hypercall, startup
+from scripts.benchmarks import boot, events, hypercall, startup
 from scripts.benchmarks.table import print_table
 
-SUBJECTS = {"hypercall": hypercall, "startup": startup, "boot": boot}
+SUBJECTS = {"hypercall": hypercall, "startup": startup, "events": events, "boot": boot}
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
     unknown = [name for name in options.names if name not in SUBJECTS]
     if unknown:
         parser.error(f"no benchmark is called {unknown[0]!r}; there are {', '.join(SUBJECTS)}")
-    for name in options.names or ("hypercall", "startup"):
+    for name in options.names or ("hypercall", "startup", "events"):
         subject = SUBJECTS[name]
         print_table(f"{name}: {(subject.__doc__ or '').partition(chr(10))[0]}", subject.measure(options.runs))
 

@@ -1,0 +1,59 @@
+"""An event from the guest and back, an IPI to another vCPU and back, against a hypercall and a bare exit."""
+
+import tempfile
+import time
+from pathlib import Path
+
+from scripts.benchmarks import hypercall
+from scripts.benchmarks.guests import assemble
+from scripts.benchmarks.table import Row
+from tests.guests import running
+from vmm.config import DomainConfig
+from vmm.domain import Domain
+from vmm.kvm import System, XenFlag
+from vmm.xenabi.interfaces import Domid, Port
+from vmm.xenabi.transport import Transport
+
+ECHO_PORT = Port(4)
+TIMEOUT_S = 120
+
+
+def measure(runs: int) -> list[Row]:
+    """Microseconds, with KVM_XEN too where the host has it."""
+    transports = [Transport.PAGE]
+    if XenFlag.INTERCEPT_HCALL in System().xen_flags():
+        transports.append(Transport.KVM_XEN)
+    bare = hypercall.measure(runs)[1]
+    rows = [bare]
+    with tempfile.TemporaryDirectory() as folder:
+        image = assemble("rounds", Path(folder))
+        samples: dict[Transport, list[tuple[float, ...]]] = {transport: [] for transport in transports}
+        for _ in range(runs):
+            for transport in transports:
+                samples[transport].append(_round_times(DomainConfig(image, vcpus=2, transport=transport)))
+    for transport, taken in samples.items():
+        calls, echoes, ipis = (list(times) for times in zip(*taken, strict=True))
+        rows.append(Row(f"{transport}: hypercall", calls, "us"))
+        rows.append(Row(f"{transport}: event to an in-process echo and back", echoes, "us"))
+        rows.append(Row(f"{transport}: IPI to another vCPU and back", ipis, "us"))
+        for name, times in (("event", echoes), ("IPI", ipis)):
+            ratios = [one / exit_us for one, exit_us in zip(times, bare.samples, strict=True)]
+            rows.append(Row(f"{transport}: {name} there and back to a bare exit", ratios, "times"))
+    return rows
+
+
+def _round_times(config: DomainConfig) -> tuple[float, ...]:
+    with running(config) as (domain, transcript):
+        while "connect\n" not in transcript.text and domain.outcome is None:
+            time.sleep(0.01)
+        khz = domain.vcpus[0].kvm.tsc_khz()
+        _connect_echo(domain)
+        domain.wait(TIMEOUT_S)
+        domain.stop()
+    if "PASS" not in transcript.text:
+        raise SystemExit(f"the guest did not come to its end: {transcript.text}")
+    return tuple(int(line, 16) / khz * 1e3 for line in transcript.text.splitlines()[1:4])
+
+
+def _connect_echo(domain: Domain) -> None:
+    domain.events.connect(ECHO_PORT, Domid(0), Port(0), lambda: domain.events.deliver(ECHO_PORT))
