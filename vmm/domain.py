@@ -17,6 +17,8 @@ from vmm.devices.chardev import Sink
 from vmm.devices.console import Console
 from vmm.devices.ports import Ports
 from vmm.devices.uart import COM1, Uart
+from vmm.devices.xenstore.layout import DomainFacts
+from vmm.devices.xenstore.service import Xenstore
 from vmm.eventloop import Doorbell, EventLoop
 from vmm.features import Feature, named
 from vmm.guest_cpuid import guest_cpuid
@@ -33,8 +35,6 @@ from vmm.xenabi.hypercalls import dispatch
 from vmm.xenabi.interfaces import Call, Domid, Gfn, Gpa, Identity, Port
 from vmm.xenabi.transport import Transport, patch_for
 from vmm.xenabi.vcpu_context import flat
-from vmm.xenstore.layout import DomainFacts
-from vmm.xenstore.service import Xenstore
 
 MSR_KVM_WALL_CLOCK_NEW = 0x4B56_4D00
 MSR_MTRR_DEF_TYPE, MTRR_ENABLED, MTRR_WRITE_BACK = 0x2FF, 1 << 11, 6

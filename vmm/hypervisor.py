@@ -7,6 +7,8 @@ from vmm.boot.hypercall_sites import Site, find_sites
 from vmm.boot.pvh import Module
 from vmm.config import DomainConfig
 from vmm.devices.chardev import Sink
+from vmm.devices.xenstore.layout import ask_for
+from vmm.devices.xenstore.service import Xenstore
 from vmm.domain import Domain
 from vmm.errors import HostError, PyvmmError
 from vmm.kvm import System, XenFlag
@@ -14,8 +16,6 @@ from vmm.kvm.capabilities import msr_filter_available
 from vmm.xenabi.constants import DOMID_FIRST_RESERVED
 from vmm.xenabi.interfaces import Domid
 from vmm.xenabi.transport import Transport
-from vmm.xenstore.layout import ask_for
-from vmm.xenstore.service import Xenstore
 
 
 class HypercallPlan:

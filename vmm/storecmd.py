@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from vmm.devices.xenstore.client import Client, default_path
+from vmm.devices.xenstore.tree import StoreError, join
 from vmm.errors import PyvmmError, UsageError
-from vmm.xenstore.client import Client, default_path
-from vmm.xenstore.tree import StoreError, join
 
 _ESCAPES = {0x09: "\\t", 0x0A: "\\n", 0x0D: "\\r", 0x5C: "\\\\"}
 

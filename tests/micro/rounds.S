@@ -3,19 +3,10 @@
  * a channel sends back; with two vCPUs, an IPI to the other and one back.  The echo is the host's: it connects to port 4.
  */
 #include "guest.inc"
-#define VECTOR 0x40
+#include "events.inc"
 #define ROUNDS 2000
 main:
-	movq $handler, %rax
-	movw %ax, table + VECTOR * 16
-	movw $8, table + VECTOR * 16 + 2
-	movw $0x8e00, table + VECTOR * 16 + 4
-	shrq $16, %rax
-	movw %ax, table + VECTOR * 16 + 6
-	movl $7, %edi
-	movl $add_shared_info, %esi
-	hypercall MEMORY_OP
-	expect 0, "add_to_physmap"
+	call prepare_for_events
 	xorl %r15d, %r15d
 	call ready_for_events
 	movl port_of_0, %eax
@@ -109,12 +100,6 @@ wait_for_event:
 1:	sti
 	ret
 
-tsc:
-	rdtsc
-	shlq $32, %rdx
-	orq %rdx, %rax
-	ret
-
 /* Print the cycles since %r12 over ROUNDS. */
 print_time:
 	call tsc
@@ -127,15 +112,7 @@ print_time:
 
 /* vCPU %r15 gets its vector and its IPI port. */
 ready_for_events:
-	lidt table_pointer
-	movl $0x1b, %ecx
-	rdmsr
-	orl $0xc00, %eax		/* enabled, x2APIC */
-	wrmsr
-	movl $0x80f, %ecx
-	movl $0x1ff, %eax
-	xorl %edx, %edx
-	wrmsr
+	call lapic_on
 	movl %r15d, set_vector
 	movl $23, %edi
 	movl $set_vector, %esi
@@ -149,16 +126,9 @@ ready_for_events:
 	ret
 
 second:
-	lgdt descriptor_table_pointer
-	movl $0x10, %eax
-	movl %eax, %ds
-	movl %eax, %es
-	movl %eax, %ss
 	movq $second_stack, %rsp
-	pushq $8
-	pushq $1f
-	lretq
-1:	movl $1, %r15d
+	own_segments
+	movl $1, %r15d
 	call ready_for_events
 	movb $1, second_is_ready
 2:	sti
@@ -173,25 +143,22 @@ handler:
 	pushq %rdi
 	movq %r15, %rax
 	shlq $6, %rax
-	movb $0, 0x200000(%rax)		/* evtchn_upcall_pending of its vcpu_info */
+	movb $0, SHARED_INFO(%rax)		/* evtchn_upcall_pending of its vcpu_info */
 	xorl %ecx, %ecx
-	xchgq %rcx, 0x200008(%rax)	/* evtchn_pending_sel */
-	movl $0x80b, %ecx		/* end of interrupt */
-	xorl %eax, %eax
-	xorl %edx, %edx
-	wrmsr
+	xchgq %rcx, SHARED_INFO + 8(%rax)	/* evtchn_pending_sel */
+	end_of_interrupt
 	testl %r15d, %r15d
 	jnz 2f
 	movl port_of_0, %ecx
-	lock btrq %rcx, 0x200000 + 0x800
+	lock btrq %rcx, SHARED_INFO + 0x800
 	jc 1f
 	movl echo_port, %ecx
-	lock btrq %rcx, 0x200000 + 0x800
+	lock btrq %rcx, SHARED_INFO + 0x800
 	jnc 3f
 1:	incq seen_by_0
 	jmp 3f
 2:	movl port_of_1, %ecx
-	lock btrq %rcx, 0x200000 + 0x800
+	lock btrq %rcx, SHARED_INFO + 0x800
 	jnc 3f
 	movl $4, %edi			/* and back */
 	movl $port_of_0, %esi
@@ -214,16 +181,8 @@ set_vector: .long 0, VECTOR
 bind_ipi: .long 0, 0
 alloc_unbound: .short 0x7ff0, 0
 	.long 0
-add_shared_info:
-	.short 0x7ff0, 0
-	.long 0
-	.quad 0, 0x200
-table_pointer:
-	.word 4095
-	.quad table
 	.section .bss
 	.balign 16
 context: .space 128
-table: .space 4096
 	.space 4096
 second_stack:

@@ -79,12 +79,6 @@ spin:
 	jb 1b
 	ret
 
-tsc:
-	rdtsc
-	shlq $32, %rdx
-	orq %rdx, %rax
-	ret
-
 	.section .data
 	.balign 8
 add_shared_info:

@@ -3,21 +3,12 @@
  * takes an event-channel IPI; none while VCPUOP_down has stopped it, and the one that came meanwhile after VCPUOP_up.
  */
 #include "guest.inc"
-#define VECTOR 0x40
+#include "events.inc"
 #define TRAMPOLINE 0x8000
 #define CPU context + 8			/* the union of registers */
 main:
-	movq $handler, %rax
-	movw %ax, table + VECTOR * 16
-	movw $8, table + VECTOR * 16 + 2
-	movw $0x8e00, table + VECTOR * 16 + 4
-	shrq $16, %rax
-	movw %ax, table + VECTOR * 16 + 6
 	call lapic_on
-	movl $7, %edi
-	movl $add_shared_info, %esi
-	hypercall MEMORY_OP
-	expect 0, "add_to_physmap"
+	call prepare_for_events
 	movl $trampoline, %esi
 	movl $TRAMPOLINE, %edi
 	movl $trampoline_end - trampoline, %ecx
@@ -175,18 +166,6 @@ wait_for_count:
 	jmp power_off
 2:	ret
 
-lapic_on:
-	lidt table_pointer
-	movl $0x1b, %ecx
-	rdmsr
-	orl $0xc00, %eax		/* enabled, x2APIC */
-	wrmsr
-	movl $0x80f, %ecx
-	movl $0x1ff, %eax
-	xorl %edx, %edx
-	wrmsr
-	ret
-
 	.code16
 trampoline:
 	cli
@@ -224,11 +203,6 @@ ap_32:
 
 	.code64
 ap_main:
-	lgdt descriptor_table_pointer
-	movl $0x10, %eax
-	movl %eax, %ds
-	movl %eax, %es
-	movl %eax, %ss
 	/* The vCPU's own number, as Linux learns it. */
 	movl $0x40000004, %eax
 	xorl %ecx, %ecx
@@ -237,10 +211,8 @@ ap_main:
 	movq %r15, %rax
 	shlq $9, %rax
 	leaq stacks + 512(%rax), %rsp
-	pushq $8
-	pushq $1f
-	lretq
-1:	call lapic_on
+	own_segments
+	call lapic_on
 	movq %r15, %r14
 	shlq $6, %r14
 	addq $hypercall_data, %r14
@@ -264,17 +236,14 @@ handler:
 	pushq %rdx
 	movq %r15, %rax
 	shlq $6, %rax
-	movb $0, 0x200000(%rax)		/* evtchn_upcall_pending of its vcpu_info */
+	movb $0, SHARED_INFO(%rax)		/* evtchn_upcall_pending of its vcpu_info */
 	xorl %ecx, %ecx
-	xchgq %rcx, 0x200008(%rax)	/* evtchn_pending_sel */
+	xchgq %rcx, SHARED_INFO + 8(%rax)	/* evtchn_pending_sel */
 	movl 12(%r14), %ecx
-	lock btrq %rcx, 0x200000 + 0x800
+	lock btrq %rcx, SHARED_INFO + 0x800
 	jnc 1f
 	incq counts(, %r15, 8)
-1:	movl $0x80b, %ecx		/* end of interrupt */
-	xorl %eax, %eax
-	xorl %edx, %edx
-	wrmsr
+1:	end_of_interrupt
 	popq %rdx
 	popq %rcx
 	popq %rax
@@ -282,13 +251,6 @@ handler:
 
 	.section .data
 	.balign 8
-add_shared_info:
-	.short 0x7ff0, 0
-	.long 0
-	.quad 0, 0x200
-table_pointer:
-	.word 4095
-	.quad table
 	.section .bss
 	.balign 16
 context: .space 128
@@ -296,5 +258,4 @@ counts: .space 8 * 256
 alive: .space 256
 	.balign 64
 hypercall_data: .space 64 * 256
-table: .space 4096
 stacks: .space 512 * 256

@@ -3,30 +3,10 @@
  * unmasked, and is then delivered once; VIRQ_TIMER comes from the single-shot timer.
  */
 #include "guest.inc"
-#define VECTOR 0x40
+#include "events.inc"
 main:
-	/* Interrupt gate for VECTOR. */
-	movq $handler, %rax
-	movw %ax, table + VECTOR * 16
-	movw $8, table + VECTOR * 16 + 2
-	movw $0x8e00, table + VECTOR * 16 + 4
-	shrq $16, %rax
-	movw %ax, table + VECTOR * 16 + 6
-	lidt table_pointer
-	/* LAPIC on: spurious vector register. */
-	movl $0x1b, %ecx
-	rdmsr
-	orl $0xc00, %eax		/* enabled, x2APIC */
-	wrmsr
-	movl $0x80f, %ecx
-	movl $0x1ff, %eax
-	xorl %edx, %edx
-	wrmsr
-	/* Shared info at a page of its own. */
-	movl $7, %edi
-	movl $add_shared_info, %esi
-	hypercall MEMORY_OP
-	expect 0, "add_to_physmap"
+	call lapic_on
+	call prepare_for_events
 #ifdef CALLBACK
 	movl $0x835, %ecx		/* LINT0 masked, as Linux leaves it */
 	movl $0x10700, %eax
@@ -58,7 +38,7 @@ main:
 	call wait_for_upcall
 	/* Masked: pending, but silent. */
 	movl port, %ecx
-	lock btsq %rcx, 0x200000 + 0xa00
+	lock btsq %rcx, SHARED_INFO + 0xa00
 	movq $0, seen
 	movl $4, %edi
 	movl $port, %esi
@@ -113,16 +93,13 @@ handler:
 	pushq %rcx
 	pushq %rdx
 	incq seen
-	movb $0, 0x200000		/* evtchn_upcall_pending */
+	movb $0, SHARED_INFO		/* evtchn_upcall_pending */
 	xorl %eax, %eax
-	xchgq %rax, 0x200000 + 8	/* evtchn_pending_sel */
+	xchgq %rax, SHARED_INFO + 8	/* evtchn_pending_sel */
 	xorl %eax, %eax
-	xchgq %rax, 0x200000 + 0x800	/* evtchn_pending[0] */
+	xchgq %rax, SHARED_INFO + 0x800	/* evtchn_pending[0] */
 #ifndef CALLBACK			/* which must not be acknowledged */
-	movl $0x80b, %ecx		/* end of interrupt */
-	xorl %eax, %eax
-	xorl %edx, %edx
-	wrmsr
+	end_of_interrupt
 #endif
 	popq %rdx
 	popq %rcx
@@ -133,10 +110,6 @@ handler:
 	.balign 8
 seen: .quad 0
 port: .long 0, 0
-add_shared_info:
-	.short 0x7ff0, 0
-	.long 0
-	.quad 0, 0x200
 set_vector: .long 0, VECTOR
 callback: .short 0x7ff0, 0
 	.long 0
@@ -144,9 +117,4 @@ callback: .short 0x7ff0, 0
 bind_ipi: .long 0, 0
 bind_timer: .long 0, 0, 0, 0
 singleshot: .quad 1, 0
-table_pointer:
-	.word 4095
-	.quad table
 	.section .bss
-	.balign 16
-table: .space 4096

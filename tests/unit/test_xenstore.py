@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.fakes import Bytes
+from vmm.devices.xenstore.layout import DomainFacts, ask_for, describe_dom0, describe_domain, forget_domain
+from vmm.devices.xenstore.ring import StoreRing
+from vmm.devices.xenstore.server import Connection, Store
+from vmm.devices.xenstore.tree import DOM0, MAX_PATH_BYTES, Permission, StoreError, Tree, check_path
+from vmm.devices.xenstore.wire import HEADER, Kind, Message, Reader
 from vmm.xenabi.interfaces import Domid, Gfn, Port
-from vmm.xenstore.layout import DomainFacts, ask_for, describe_dom0, describe_domain, forget_domain
-from vmm.xenstore.ring import StoreRing
-from vmm.xenstore.server import Connection, Store
-from vmm.xenstore.tree import DOM0, MAX_PATH_BYTES, Permission, StoreError, Tree, check_path
-from vmm.xenstore.wire import HEADER, Kind, Message, Reader
 
 GUEST, OTHER = Domid(1), Domid(2)
 HOME = "/local/domain/1"

@@ -12,12 +12,12 @@ import pytest
 
 from tests.unit.test_xenstore import FACTS
 from vmm.cli import main
+from vmm.devices.xenstore.client import Client
+from vmm.devices.xenstore.layout import describe_domain
+from vmm.devices.xenstore.service import Xenstore
+from vmm.devices.xenstore.wire import HEADER, Kind, Message
 from vmm.errors import PyvmmError
 from vmm.storecmd import shown
-from vmm.xenstore.client import Client
-from vmm.xenstore.layout import describe_domain
-from vmm.xenstore.service import Xenstore
-from vmm.xenstore.wire import HEADER, Kind, Message
 
 
 @pytest.fixture

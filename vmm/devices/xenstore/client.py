@@ -8,9 +8,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
+from vmm.devices.xenstore.tree import StoreError
+from vmm.devices.xenstore.wire import Kind, Message, Reader
 from vmm.errors import PyvmmError
-from vmm.xenstore.tree import StoreError
-from vmm.xenstore.wire import Kind, Message, Reader
 
 READ_BYTES = 64 << 10
 

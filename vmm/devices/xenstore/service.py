@@ -5,12 +5,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from vmm.devices.xenstore.layout import DomainFacts, describe_dom0, describe_domain, forget_domain
+from vmm.devices.xenstore.ring import StoreRing
+from vmm.devices.xenstore.server import Connection, Store
+from vmm.devices.xenstore.sockets import SocketServer
 from vmm.eventloop import Doorbell, EventLoop
 from vmm.xenabi.interfaces import Domid, SharedBytes
-from vmm.xenstore.layout import DomainFacts, describe_dom0, describe_domain, forget_domain
-from vmm.xenstore.ring import StoreRing
-from vmm.xenstore.server import Connection, Store
-from vmm.xenstore.sockets import SocketServer
 
 Result = TypeVar("Result")
 

@@ -3,9 +3,9 @@
 import struct
 from collections.abc import Callable
 
+from vmm.devices.xenstore.server import Connection
+from vmm.devices.xenstore.wire import Broken, Reader
 from vmm.xenabi.interfaces import SharedBytes
-from vmm.xenstore.server import Connection
-from vmm.xenstore.wire import Broken, Reader
 
 RING_BYTES = 1024
 MAX_BACKLOG = 20

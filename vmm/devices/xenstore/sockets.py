@@ -4,11 +4,11 @@ import socket
 from collections.abc import Callable
 from pathlib import Path
 
+from vmm.devices.xenstore.server import Connection, Store
+from vmm.devices.xenstore.tree import DOM0
+from vmm.devices.xenstore.wire import Broken, Reader
 from vmm.eventloop import EventLoop
 from vmm.unixsocket import listen
-from vmm.xenstore.server import Connection, Store
-from vmm.xenstore.tree import DOM0
-from vmm.xenstore.wire import Broken, Reader
 
 READ_BYTES = 64 << 10
 BACKLOG = 16

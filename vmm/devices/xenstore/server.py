@@ -9,9 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from typing import NamedTuple
 
-from vmm.xenabi.constants import DOMID_SELF
-from vmm.xenabi.interfaces import Domid
-from vmm.xenstore.tree import (
+from vmm.devices.xenstore.tree import (
     DOM0,
     Change,
     Node,
@@ -22,7 +20,9 @@ from vmm.xenstore.tree import (
     View,
     check_path,
 )
-from vmm.xenstore.wire import MAX_PAYLOAD_BYTES, Kind, Message
+from vmm.devices.xenstore.wire import MAX_PAYLOAD_BYTES, Kind, Message
+from vmm.xenabi.constants import DOMID_SELF
+from vmm.xenabi.interfaces import Domid
 
 MAX_RELATIVE_BYTES = 2048
 MAX_TOKEN_BYTES = 256

@@ -6,9 +6,9 @@ A node of dom0's that the guest reads is `n0,rN`; one that the guest writes is i
 import time
 from typing import NamedTuple
 
+from vmm.devices.xenstore.server import Store
+from vmm.devices.xenstore.tree import DOM0, Permission, Permissions, StoreError
 from vmm.xenabi.interfaces import Domid, Gfn, Port
-from vmm.xenstore.server import Store
-from vmm.xenstore.tree import DOM0, Permission, Permissions, StoreError
 
 CONSOLE_LIMIT_BYTES = 1 << 20
 DOM0_FEATURES = ("poweroff", "reboot", "suspend")
