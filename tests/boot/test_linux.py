@@ -1,5 +1,6 @@
 """Stock Debian kernels from their first line to power-off."""
 
+import re
 import signal
 import time
 from collections.abc import Callable
@@ -13,6 +14,7 @@ from tests.guests import Ended, run, running
 from vmm.boot.image import open_file
 from vmm.boot.pvh import Module
 from vmm.config import DomainConfig
+from vmm.devices.xenstore.client import Client
 from vmm.kvm import System, XenFlag
 from vmm.xenabi.constants import ShutdownReason
 from vmm.xenabi.transport import Transport
@@ -102,6 +104,28 @@ def test_sigterm_asks_the_guest_to_power_off(
     assert errors.startswith("pyvmm: asked the guest to power off")
     assert "reboot: Power down" in rest
     assert process.returncode == 130
+
+
+def test_tools_on_the_host_balloon_the_guest_and_shut_it_down(
+    kernel: Callable[[str], Path], initramfs: Callable[[str], Path], system: System, tmp_path: Path
+) -> None:
+    initrd = initramfs("while :; do grep MemTotal /proc/meminfo; sleep 1; done\n")
+    store = tmp_path / "xenstore"
+    with started(
+        "run", kernel("--vmlinux 6.1"), "-m", 256, "--initrd", initrd, "--append", "quiet", "--xenstore", store
+    ) as process:
+        assert process.stdout is not None
+        totals = (int(found[1]) for line in process.stdout if (found := re.match(r"MemTotal: +(\d+) kB", line)))
+        full = next(totals)
+        with Client(store) as client:
+            assert client.read("/local/domain/1/control/feature-poweroff") == b"1"
+            client.write("/local/domain/1/memory/target", b"245760")
+            assert any(total < full - 8192 for total in totals)
+            client.write("/local/domain/1/memory/target", b"262144")
+            assert any(total == full for total in totals)
+            client.write("/local/domain/1/control/shutdown", b"poweroff")
+        assert "reboot: Power down" in process.stdout.read()
+        assert process.wait(TIMEOUT_S) == 0
 
 
 def test_panic_is_a_crash_with_the_guests_last_words(
