@@ -94,7 +94,9 @@ def test_sigterm_asks_the_guest_to_power_off(
     kernel: Callable[[str], Path], initramfs: Callable[[str], Path], system: System
 ) -> None:
     initrd = initramfs("echo ready; sleep 1000\n")
-    with started("run", kernel("--vmlinux 6.1"), "--initrd", initrd, "--append", "quiet") as process:
+    with started(
+        "run", kernel("--vmlinux 6.1"), "--initrd", initrd, "--append", "quiet", "--timeout", TIMEOUT_S
+    ) as process:
         assert process.stdout is not None
         said = ""
         while "ready" not in said and (line := process.stdout.readline()):
@@ -112,7 +114,18 @@ def test_tools_on_the_host_balloon_the_guest_and_shut_it_down(
     initrd = initramfs("while :; do grep MemTotal /proc/meminfo; sleep 1; done\n")
     store = tmp_path / "xenstore"
     with started(
-        "run", kernel("--vmlinux 6.1"), "-m", 256, "--initrd", initrd, "--append", "quiet", "--xenstore", store
+        "run",
+        kernel("--vmlinux 6.1"),
+        "-m",
+        256,
+        "--initrd",
+        initrd,
+        "--append",
+        "quiet",
+        "--xenstore",
+        store,
+        "--timeout",
+        TIMEOUT_S,
     ) as process:
         assert process.stdout is not None
         totals = (int(found[1]) for line in process.stdout if (found := re.match(r"MemTotal: +(\d+) kB", line)))
