@@ -22,6 +22,7 @@ from vmm.devices.xenstore.service import Xenstore
 from vmm.eventloop import Doorbell, EventLoop
 from vmm.features import Feature, named
 from vmm.guest_cpuid import guest_cpuid
+from vmm.kernel_events import KernelEvents
 from vmm.kvm import MsiRoute, System, XenFlag, allow_kicks
 from vmm.kvm.capabilities import msr_filter_available
 from vmm.memory import GuestMemory
@@ -91,7 +92,8 @@ class Domain:
         self._lock = threading.Lock()
         self._routes: dict[int, MsiRoute] = {}
         self.vcpus: list[Vcpu] = []
-        self.events = EventChannels(self.vcpus)
+        self.kernel_events = KernelEvents(self)
+        self.events = EventChannels(self.vcpus, kernel=self.kernel_events)
         self._loops = self._timers, self._console_loop = (
             EventLoop(f"{config.name}-timers"),
             EventLoop(f"{config.name}-console"),
@@ -278,6 +280,7 @@ class Domain:
     def set_callback(self, value: int) -> None:
         """HVM_PARAM_CALLBACK_IRQ: the vector of all vCPUs that have none of their own.  A PVH domain has no GSIs."""
         self.callback_vector = value & 0xFF if value >> 56 == CALLBACK_TYPE_VECTOR else None
+        self.kernel_events.set_callback_vector(self.callback_vector)
         for vcpu in self.vcpus:
             vcpu.upcall()
 
@@ -294,6 +297,7 @@ class Domain:
         self.events.attach(page, abi)
         if self.transport is Transport.KVM_XEN:
             self.vm.xen_set_long_mode(abi is Abi.X86_64)
+        self.kernel_events.start(gfn, self.events.ipis())
         base = gfn * PAGE_BYTES
         for vcpu in self.vcpus:
             vcpu.use_shared_info(Gpa(base))

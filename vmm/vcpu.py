@@ -58,6 +58,7 @@ class Vcpu:
         self.periodic = Timer(self._timer_fired)
         self.callback_check = Timer(self._check_callback)
         self._own_vector = False
+        self._vector = 0
         self._runstate_area: tuple[int, Abi] | None = None
         self._runstate_due = 0
         self._runstate_by_kvm = False
@@ -367,7 +368,7 @@ class Vcpu:
         # Linux before 6.0 does not acknowledge this vector at its LAPIC, so it has to come past it.
         self._callback_due = False
         vector = self.domain.callback_vector
-        if vector is not None and self._upcall_pending():
+        if vector is not None and self._upcall_pending() and not self.domain.kernel_events.active:
             self.kvm.open_lint0()
             self.kvm.interrupt(vector)
             self.callback_check.arm(CALLBACK_CHECK_NS)
@@ -384,6 +385,9 @@ class Vcpu:
         """Route this vCPU's upcalls to a vector at its LAPIC; what was pending before had nowhere to go."""
         self.domain.route_upcall(self.id, vector)
         self._own_vector = True
+        if self.domain.kernel_events.active:
+            self.post(lambda: self.kvm.xen_set_upcall_vector(vector))
+        self._vector = vector
         self.upcall()
 
     def set_info(self, gpa: Gpa) -> None:
@@ -413,6 +417,10 @@ class Vcpu:
         # KVM's own clock has Xen's structure: let KVM keep it there.
         self._clock_gpa = gpa
         self._restore_clock()
+        if self.domain.kernel_events.active:
+            self.kvm.xen_set_info(gpa - VCPU_TIME_OFFSET)
+            if self._own_vector:
+                self.kvm.xen_set_upcall_vector(self._vector)
 
     def _restore_clock(self) -> None:
         # KVM takes its clock away from a vCPU that gets an INIT; Xen does not.
@@ -482,8 +490,28 @@ class Vcpu:
             self._update_runstate()
         if deadline_ns is None:
             self.singleshot.disarm()
+        elif self.domain.kernel_events.active and self._kvm_can_time():
+            self.singleshot.disarm()
+            self.leave_timer_to_kvm(deadline_ns)
         else:
             self.singleshot.arm(deadline_ns - self.domain.system_time_ns())
+
+    def _kvm_can_time(self) -> bool:
+        # KVM raises the vector only if the upcall was not pending yet, and the LAPIC forgets it while it is off.
+        if threading.current_thread() is not self._thread:
+            return False
+        return self.kvm.lapic_enabled() if self._own_vector else self.domain.callback_vector is not None
+
+    def leave_timer_to_kvm(self, deadline_ns: int | None) -> None:
+        """KVM does the timer from now on, which is due then; None: no more.  With a deadline, in its own thread."""
+        if deadline_ns is None:
+            self.post(lambda: self.kvm.xen_set_timer(0, 0))
+            return
+        port = self.domain.events.port_of_virq(Virq.TIMER, self.id)
+        if port is not None:
+            self.kvm.xen_set_timer(port, max(deadline_ns, 1))
+            if self._upcall_pending():
+                self.upcall()
 
     def set_periodic_timer(self, period_ns: int | None) -> None:
         """VIRQ_TIMER every so often, or no more."""

@@ -145,6 +145,44 @@ def test_events_of_a_moved_port_go_to_the_new_vcpu(domain: Domain) -> None:
         domain.events.bind_vcpu(port, 2)
 
 
+class Kernel:
+    """Who would do some of it, and what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[object, ...]] = []
+
+    def bind_ipi(self, port: Port, vcpu: VcpuId) -> None:
+        self.told.append(("bind", port, vcpu))
+
+    def forget(self, port: Port) -> None:
+        self.told.append(("forget", port))
+
+    def forget_timer(self, vcpu: VcpuId) -> None:
+        self.told.append(("forget timer", vcpu))
+
+    def wake(self, vcpu: VcpuId) -> None:
+        self.told.append(("wake", vcpu))
+
+    def stop(self) -> None:
+        self.told.append(("stop",))
+
+
+def test_kernel_is_told_of_ipis_timers_events_and_the_fifo_abi(domain: Domain) -> None:
+    kernel = Kernel()
+    events = EventChannels(domain.vcpus, kernel=kernel)
+    events.attach(Bytes(), Abi.X86_64)
+    port = events.bind_ipi(1)
+    timer = events.bind_virq(Virq.TIMER, 1)
+    assert events.ipis() == [(port, 1)]
+    assert (events.port_of_virq(Virq.TIMER, VcpuId(1)), events.port_of_virq(Virq.TIMER, VcpuId(0))) == (timer, None)
+    events.deliver(timer)
+    events.close(timer)
+    events.close(port)
+    events.init_control(0, Bytes())
+    events.init_control(1, Bytes())
+    assert kernel.told == [("bind", port, 1), ("wake", 1), ("forget timer", 1), ("forget", port), ("stop",)]
+
+
 def test_ports_run_out_with_enospc() -> None:
     events = EventChannels([Vcpu()], limit=4)
     for _ in range(3):

@@ -126,6 +126,9 @@ CONSTANTS = [
     "KVM_XEN_ATTR_TYPE_SHARED_INFO",
     "KVM_XEN_ATTR_TYPE_UPCALL_VECTOR",
     "KVM_XEN_ATTR_TYPE_EVTCHN",
+    "KVM_XEN_EVTCHN_DEASSIGN",
+    "KVM_XEN_EVTCHN_RESET",
+    "KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL",
     "KVM_XEN_ATTR_TYPE_XEN_VERSION",
     "KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO",
     "KVM_XEN_VCPU_ATTR_TYPE_VCPU_TIME_INFO",
@@ -202,7 +205,9 @@ struct kvm_translation { uint64_t linear_address, physical_address; uint8_t vali
 struct kvm_clock_data { uint64_t clock; uint32_t flags; ...; };
 struct kvm_xen_hvm_config { uint32_t flags, msr; uint64_t blob_addr_32, blob_addr_64; uint8_t blob_size_32, blob_size_64; ...; };
 struct kvm_xen_hvm_attr { uint16_t type; union { uint8_t long_mode, vector; uint32_t xen_version;
-    struct { uint64_t gfn; } shared_info; uint64_t pad[8]; } u; ...; };
+    struct { uint64_t gfn; } shared_info;
+    struct { uint32_t send_port, type, flags; union { struct { uint32_t port, vcpu, priority; } port; uint32_t padding[4]; } deliver; } evtchn;
+    uint64_t pad[8]; } u; ...; };
 struct kvm_xen_vcpu_attr { uint16_t type; union { uint64_t gpa; uint32_t vcpu_id; uint8_t vector;
     struct { uint32_t port, priority; uint64_t expires_ns; } timer;
     struct { uint64_t state, state_entry_time, time_running, time_runnable, time_blocked, time_offline; } runstate;

@@ -15,6 +15,7 @@ from vmm.kvm._native import ffi, lib
 from vmm.kvm.errors import KvmError, ioctl
 
 KICK_SIGNAL = signal.SIGRTMIN + 3
+_SVR = 0xF0
 _LVT0_OFFSET, _LVT_MODE_AND_MASK, _LVT_EXTINT = 0x350, 1 << 16 | 7 << 8, 7 << 8
 
 
@@ -225,6 +226,29 @@ class Vcpu:
     def xen_keep_runstate(self, gpa: int) -> None:
         """KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_ADDR: a vcpu_runstate_info that KVM keeps."""
         self._xen_place("RUNSTATE_ADDR", lib.KVM_XEN_VCPU_ATTR_TYPE_RUNSTATE_ADDR, gpa)
+
+    def xen_set_info(self, gpa: int) -> None:
+        """KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO: where its vcpu_info is, within one page."""
+        self._xen_place("VCPU_INFO", lib.KVM_XEN_VCPU_ATTR_TYPE_VCPU_INFO, gpa)
+
+    def xen_set_upcall_vector(self, vector: int) -> None:
+        """KVM_XEN_VCPU_ATTR_TYPE_UPCALL_VECTOR: raised at its LAPIC for the events that KVM delivers."""
+        attribute = ffi.new("struct kvm_xen_vcpu_attr *")
+        attribute.type, attribute.u.vector = lib.KVM_XEN_VCPU_ATTR_TYPE_UPCALL_VECTOR, vector
+        ioctl(self.fd, "KVM_XEN_VCPU_SET_ATTR(UPCALL_VECTOR)", lib.KVM_XEN_VCPU_SET_ATTR, attribute)
+
+    def xen_set_timer(self, port: int, deadline_ns: int) -> None:
+        """KVM_XEN_VCPU_ATTR_TYPE_TIMER: VIRQ_TIMER's port, and when it is due (0: not); port 0 takes the timer from KVM."""
+        attribute = ffi.new("struct kvm_xen_vcpu_attr *")
+        attribute.type, timer = lib.KVM_XEN_VCPU_ATTR_TYPE_TIMER, attribute.u.timer
+        timer.port, timer.priority = port, lib.KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL
+        timer.expires_ns = deadline_ns
+        ioctl(self.fd, "KVM_XEN_VCPU_SET_ATTR(TIMER)", lib.KVM_XEN_VCPU_SET_ATTR, attribute)
+
+    def lapic_enabled(self) -> bool:
+        """Whether the guest has switched its LAPIC on, in its spurious-interrupt vector register (KVM_GET_LAPIC)."""
+        ioctl(self.fd, "KVM_GET_LAPIC", lib.KVM_GET_LAPIC, self._lapic)
+        return bool(ffi.buffer(self._lapic)[_SVR + 1][0] & 1)
 
     def _xen_place(self, name: str, kind: int, gpa: int) -> None:
         attribute = ffi.new("struct kvm_xen_vcpu_attr *")

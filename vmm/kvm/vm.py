@@ -1,14 +1,16 @@
 """A virtual machine's descriptor: memory slots, interrupt routing, and the VM-wide switches."""
 
+import errno
 import os
 from collections.abc import Iterable
 from enum import IntFlag
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vmm.kvm._native import ffi, lib
-from vmm.kvm.errors import ioctl
+from vmm.kvm.errors import KvmError, ioctl
 from vmm.kvm.vcpu import Vcpu
 
+_EVTCHNSTAT_IPI = 5  # event_channel.h
 _RUNSTATE_UPDATE_FLAG = 5  # of KVM_XEN_ATTR_TYPE_*: Linux 6.3; older headers do not name it
 
 
@@ -33,6 +35,7 @@ class Vm:
     def __init__(self, fd: int, vcpu_mmap_size: int) -> None:
         self.fd = fd
         self._vcpu_mmap_size = vcpu_mmap_size
+        self._xen_msr = 0
 
     def create_vcpu(self, vcpu_id: int) -> Vcpu:
         """KVM_CREATE_VCPU: `vcpu_id` is the LAPIC id that the guest sees."""
@@ -137,20 +140,71 @@ class Vm:
     def xen_config(self, msr: int) -> None:
         """KVM_XEN_HVM_CONFIG: KVM fills the hypercall page on a write to `msr` and exits for every hypercall."""
         config = ffi.new("struct kvm_xen_hvm_config *")
+        self._xen_msr = msr
         config.flags, config.msr = lib.KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL, msr
         ioctl(self.fd, "KVM_XEN_HVM_CONFIG", lib.KVM_XEN_HVM_CONFIG, config)
+
+    def _xen_set(self, name: str, attribute: Any) -> None:
+        ioctl(self.fd, f"KVM_XEN_HVM_SET_ATTR({name})", lib.KVM_XEN_HVM_SET_ATTR, attribute)
 
     def xen_set_long_mode(self, enabled: bool) -> None:
         """KVM_XEN_ATTR_TYPE_LONG_MODE: whether the shared structures have the 64-bit layout."""
         attribute = ffi.new("struct kvm_xen_hvm_attr *")
         attribute.type, attribute.u.long_mode = lib.KVM_XEN_ATTR_TYPE_LONG_MODE, enabled
-        ioctl(self.fd, "KVM_XEN_HVM_SET_ATTR(LONG_MODE)", lib.KVM_XEN_HVM_SET_ATTR, attribute)
+        self._xen_set("LONG_MODE", attribute)
+
+    def xen_let_send(self, enabled: bool) -> None:
+        """KVM_XEN_HVM_CONFIG with EVTCHN_SEND: KVM carries out sends, polls and timers of what it has been told of."""
+        config = ffi.new("struct kvm_xen_hvm_config *")
+        config.flags = lib.KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL | (lib.KVM_XEN_HVM_CONFIG_EVTCHN_SEND if enabled else 0)
+        config.msr = self._xen_msr
+        ioctl(self.fd, "KVM_XEN_HVM_CONFIG", lib.KVM_XEN_HVM_CONFIG, config)
+
+    def xen_set_shared_info(self, gfn: int) -> None:
+        """KVM_XEN_ATTR_TYPE_SHARED_INFO: where the page with the 2-level bits is."""
+        attribute = ffi.new("struct kvm_xen_hvm_attr *")
+        attribute.type, attribute.u.shared_info.gfn = lib.KVM_XEN_ATTR_TYPE_SHARED_INFO, gfn
+        self._xen_set("SHARED_INFO", attribute)
+
+    def xen_set_callback_vector(self, vector: int) -> None:
+        """KVM_XEN_ATTR_TYPE_UPCALL_VECTOR: injected, past the LAPIC, while a vCPU's upcall is pending; 0 for none."""
+        attribute = ffi.new("struct kvm_xen_hvm_attr *")
+        attribute.type, attribute.u.vector = lib.KVM_XEN_ATTR_TYPE_UPCALL_VECTOR, vector
+        self._xen_set("UPCALL_VECTOR", attribute)
+
+    def xen_bind_ipi(self, port: int, vcpu_id: int) -> None:
+        """KVM_XEN_ATTR_TYPE_EVTCHN: a port whose events go to the vCPU with this KVM id."""
+        attribute, binding = self._evtchn(port, 0)
+        binding.type = _EVTCHNSTAT_IPI
+        target = binding.deliver.port
+        target.port, target.vcpu, target.priority = port, vcpu_id, lib.KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL
+        self._xen_set("EVTCHN", attribute)
+
+    def xen_forget_port(self, port: int) -> None:
+        """KVM_XEN_EVTCHN_DEASSIGN; a port that was not bound is none the worse."""
+        attribute, _ = self._evtchn(port, lib.KVM_XEN_EVTCHN_DEASSIGN)
+        try:
+            self._xen_set("EVTCHN", attribute)
+        except KvmError as error:
+            if error.code != errno.ENOENT:
+                raise
+
+    def xen_forget_ports(self) -> None:
+        """KVM_XEN_EVTCHN_RESET: all of them."""
+        attribute, _ = self._evtchn(0, lib.KVM_XEN_EVTCHN_RESET)
+        self._xen_set("EVTCHN", attribute)
+
+    def _evtchn(self, port: int, flags: int) -> tuple[Any, Any]:
+        attribute = ffi.new("struct kvm_xen_hvm_attr *")
+        attribute.type = lib.KVM_XEN_ATTR_TYPE_EVTCHN
+        attribute.u.evtchn.send_port, attribute.u.evtchn.flags = port, flags
+        return attribute, attribute.u.evtchn
 
     def xen_set_runstate_flag(self, enabled: bool) -> None:
         """KVM_XEN_ATTR_TYPE_RUNSTATE_UPDATE_FLAG: whether run states carry a flag while they are being written."""
         attribute = ffi.new("struct kvm_xen_hvm_attr *")
         attribute.type, attribute.u.long_mode = _RUNSTATE_UPDATE_FLAG, enabled
-        ioctl(self.fd, "KVM_XEN_HVM_SET_ATTR(RUNSTATE_UPDATE_FLAG)", lib.KVM_XEN_HVM_SET_ATTR, attribute)
+        self._xen_set("RUNSTATE_UPDATE_FLAG", attribute)
 
     def close(self) -> None:
         """The machine ends when its vCPUs are closed too."""

@@ -8,10 +8,10 @@ import errno
 import threading
 from collections.abc import Callable, Sequence
 
-from vmm.xenabi.constants import NR_VIRQS, PER_VCPU_VIRQS, EvtchnStatusKind
+from vmm.xenabi.constants import NR_VIRQS, PER_VCPU_VIRQS, EvtchnStatusKind, Virq
 from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.evtchn_abi import DEFAULT_PRIORITY, LOWEST_PRIORITY, FifoAbi, TwoLevelAbi
-from vmm.xenabi.interfaces import Domid, Notify, Port, SharedBytes, Vcpu, VcpuId, XenError
+from vmm.xenabi.interfaces import Domid, KernelPorts, Notify, Port, SharedBytes, Vcpu, VcpuId, XenError
 
 MAX_PORTS = 4096
 """Ports that a domain may have, whatever its ABI could name (xl's max_event_channels, there 1023 by default)."""
@@ -36,11 +36,31 @@ class Channel:
         self.notify_remote: Notify | None = None
 
 
+class NoKernelPorts:
+    """Everything is done here."""
+
+    def bind_ipi(self, port: Port, vcpu: VcpuId) -> None:
+        pass
+
+    def forget(self, port: Port) -> None:
+        pass
+
+    def forget_timer(self, vcpu: VcpuId) -> None:
+        pass
+
+    def wake(self, vcpu: VcpuId) -> None:
+        pass
+
+    def stop(self) -> None:
+        pass
+
+
 class EventChannels:
     """The ports of one domain.  Its lock guards the table; the pending and mask bits are the guest's as well."""
 
-    def __init__(self, vcpus: Sequence[Vcpu], limit: int = MAX_PORTS) -> None:
+    def __init__(self, vcpus: Sequence[Vcpu], limit: int = MAX_PORTS, kernel: KernelPorts | None = None) -> None:
         self._vcpus = vcpus
+        self._kernel = kernel or NoKernelPorts()
         self._limit = limit
         self._lock = threading.RLock()
         self._raised = threading.Condition(self._lock)
@@ -122,7 +142,18 @@ class EventChannels:
             target = self._check_vcpu(vcpu)
             channel = self._new(EvtchnStatusKind.ipi)
             channel.vcpu = target
+            self._kernel.bind_ipi(channel.port, target)
             return channel.port
+
+    def ipis(self) -> list[tuple[Port, VcpuId]]:
+        """The IPI ports, and the vCPUs that they interrupt."""
+        with self._lock:
+            return [(found.port, found.vcpu) for found in self._channels.values() if found.kind is EvtchnStatusKind.ipi]
+
+    def port_of_virq(self, virq: int, vcpu: VcpuId) -> Port | None:
+        """Where a virtual interrupt is bound."""
+        found = self._virqs.get((vcpu, virq))
+        return None if found is None else found.port
 
     def bind_vcpu(self, port: int, vcpu: int) -> None:
         """Send a port's events to another vCPU; not for IPIs and per-vCPU VIRQs."""
@@ -142,7 +173,11 @@ class EventChannels:
             del self._channels[channel.port]
             if channel.kind is EvtchnStatusKind.interdomain:
                 self._unbind_far_end(channel)
+            if channel.kind is EvtchnStatusKind.ipi:
+                self._kernel.forget(channel.port)
             if channel.kind is EvtchnStatusKind.virq:
+                if channel.virq == Virq.TIMER:
+                    self._kernel.forget_timer(channel.vcpu)
                 del self._virqs[channel.vcpu if channel.virq in PER_VCPU_VIRQS else VcpuId(0), channel.virq]
             if self._abi is not None:
                 self._abi.clear(channel)
@@ -184,6 +219,7 @@ class EventChannels:
             target = self._check_vcpu(vcpu)
             fifo = self._abi
             if not isinstance(fifo, FifoAbi):
+                self._kernel.stop()
                 fifo = FifoAbi()
                 for channel in self._channels.values():
                     channel.pending_early = self._abi is not None and self._abi.is_pending(channel.port)
@@ -241,6 +277,7 @@ class EventChannels:
                 vcpu = self._vcpus[channel.vcpu]
                 if self._abi.raise_event(channel, vcpu):
                     mark_pending(vcpu)
+                self._kernel.wake(channel.vcpu)
                 if self._waiting:
                     self._raised.notify_all()
 

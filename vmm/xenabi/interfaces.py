@@ -121,6 +121,27 @@ class Vcpu(Protocol):
         ...
 
 
+class KernelPorts(Protocol):
+    """Who carries out some of the event channels instead of this process; called with their lock held."""
+
+    def bind_ipi(self, port: Port, vcpu: VcpuId) -> None: ...
+    def forget(self, port: Port) -> None:
+        """An IPI port is closed."""
+        ...
+
+    def forget_timer(self, vcpu: VcpuId) -> None:
+        """VIRQ_TIMER is no longer bound."""
+        ...
+
+    def wake(self, vcpu: VcpuId) -> None:
+        """An event was raised here: the vCPU may be polling for it there, with interrupts off or the port masked."""
+        ...
+
+    def stop(self) -> None:
+        """The guest takes the FIFO ABI."""
+        ...
+
+
 class GuestMemory(Protocol):
     """A domain's guest-physical address space."""
 
