@@ -1,6 +1,6 @@
 /*
  * Event channels over the 2-level ABI: an IPI port raises the upcall vector; a masked port stays silent until it is
- * unmasked, and is then delivered once; VIRQ_TIMER comes from the single-shot timer.
+ * unmasked, and is then delivered once; VIRQ_TIMER comes from the single-shot timer; a poll ends with either.
  */
 #include "guest.inc"
 #include "events.inc"
@@ -65,6 +65,40 @@ main:
 	hypercall VCPU_OP
 	expect 0, "set_singleshot_timer"
 	call wait_for_upcall
+	/* Polled for with interrupts off and the port masked: the timer ends it, and so does its own time-out. */
+	cli
+	movl bind_timer + 8, %r12d
+	lock btsq %r12, SHARED_INFO + 0xa00
+	lock btrq %r12, SHARED_INFO + 0x800
+	call now
+	addq $50000000, %rax
+	movq %rax, singleshot
+	movl $8, %edi
+	xorl %esi, %esi
+	movl $singleshot, %edx
+	hypercall VCPU_OP
+	expect 0, "set_singleshot_timer for poll"
+	movl $3, %edi
+	movl $poll, %esi
+	hypercall SCHED_OP
+	expect 0, "poll"
+	lock btrq %r12, SHARED_INFO + 0x800
+	setc %al
+	movzbl %al, %eax
+	expect 1, "the timer has ended the poll"
+	call now
+	addq $30000000, %rax
+	movq %rax, poll + 16
+	movl $3, %edi
+	movl $poll, %esi
+	hypercall SCHED_OP
+	expect 0, "poll with a time-out"
+	call now
+	cmpq poll + 16, %rax
+	setae %al
+	movzbl %al, %eax
+	expect 1, "the time-out has passed"
+	sti
 	/* Closed ports and wrong ones are refused. */
 	movl $3, %edi
 	movl $port, %esi
@@ -75,6 +109,15 @@ main:
 	hypercall EVENT_CHANNEL_OP
 	expect -22, "send on a closed port"
 	verdict
+
+/* %rax = the system time, ns: when the vCPU, which runs, was last seen to run. */
+now:
+	movl $4, %edi
+	xorl %esi, %esi
+	movl $runstate, %edx
+	hypercall VCPU_OP
+	movq runstate + 8, %rax
+	ret
 
 /* Wait for the handler to have run. */
 wait_for_upcall:
@@ -117,4 +160,8 @@ callback: .short 0x7ff0, 0
 bind_ipi: .long 0, 0
 bind_timer: .long 0, 0, 0, 0
 singleshot: .quad 1, 0
+poll: .quad bind_timer + 8, 1, 0
+	.section .bss
+	.balign 8
+runstate: .space 48
 	.section .bss
