@@ -3,14 +3,16 @@
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from vmm.devices.xenstore.layout import DomainFacts, describe_dom0, describe_domain, forget_domain
 from vmm.devices.xenstore.ring import StoreRing
 from vmm.devices.xenstore.server import Connection, Store
-from vmm.devices.xenstore.sockets import SocketServer
 from vmm.eventloop import Doorbell, EventLoop
 from vmm.xenabi.interfaces import Domid, SharedBytes
+
+if TYPE_CHECKING:
+    from vmm.devices.xenstore.sockets import SocketServer
 
 Result = TypeVar("Result")
 
@@ -23,8 +25,8 @@ class Xenstore:
         self._loop = EventLoop("xenstore")
         self._clients: dict[Domid, tuple[Connection, StoreRing]] = {}
         self._server: SocketServer | None = None
+        describe_dom0(self._store)
         self._loop.start()
-        self.run(describe_dom0)
 
     def run(self, action: Callable[[Store], Result]) -> Result:
         """Do something with the store in its own thread, and wait for it."""
@@ -61,11 +63,13 @@ class Xenstore:
             self._clients[facts.domid] = client, StoreRing(page, client, notify_guest)
             store.introduce(facts.domid)
 
-        self.run(connect)
+        self._loop.post(lambda: connect(self._store))  # before whatever the guest may ring for
         return doorbell.ring
 
     def listen(self, path: Path) -> None:
         """Serve tools on this host, as dom0, on a Unix socket.  PyvmmError."""
+        from vmm.devices.xenstore.sockets import SocketServer  # sockets are not for guests that nobody looks into
+
         self._server = SocketServer(self._loop, path)
         self.run(self._server.start)
 
