@@ -3,64 +3,43 @@
 Source: xen/include/public/io/console.h.
 """
 
-import struct
 import threading
 from collections.abc import Callable
-from typing import Protocol
 
 from vmm import log
+from vmm.devices.byte_ring import ByteRing, Page, RingBroken
 from vmm.devices.chardev import Sink
 
 IN_BYTES, OUT_BYTES = 1024, 2048
 _OUT = IN_BYTES
 _IN_CONS, _IN_PROD, _OUT_CONS, _OUT_PROD = (IN_BYTES + OUT_BYTES + 4 * index for index in range(4))
-_U32 = struct.Struct("<I")
-
-
-class Page(Protocol):
-    """The ring's page."""
-
-    def read(self, offset_bytes: int, size_bytes: int) -> bytes: ...
-    def write(self, offset_bytes: int, data: bytes) -> None: ...
 
 
 class ConsoleRing:
-    """The back end's view of a console ring.  Each index is read once; one that lies breaks the ring for good."""
+    """The back end's view of a console ring.  An index that lies breaks the ring for good."""
 
     def __init__(self, page: Page) -> None:
-        self._page = page
+        self._input = ByteRing(page, 0, IN_BYTES, _IN_CONS, _IN_PROD)
+        self._output = ByteRing(page, _OUT, OUT_BYTES, _OUT_CONS, _OUT_PROD)
         self.broken = False
-
-    def _index(self, offset: int) -> int:
-        return int(_U32.unpack(self._page.read(offset, 4))[0])
 
     def take_output(self) -> bytes:
         """All that the guest has written since last time."""
-        consumed, produced = self._index(_OUT_CONS), self._index(_OUT_PROD)
-        waiting = (produced - consumed) & 0xFFFF_FFFF
-        if waiting > OUT_BYTES:
-            self.broken = True
-        if self.broken or not waiting:
-            return b""
-        start = consumed % OUT_BYTES
-        first = min(waiting, OUT_BYTES - start)
-        data = self._page.read(_OUT + start, first) + self._page.read(_OUT, waiting - first)
-        self._page.write(_OUT_CONS, _U32.pack(produced))
-        return data
+        if not self.broken:
+            try:
+                return self._output.take()
+            except RingBroken:
+                self.broken = True
+        return b""
 
     def put_input(self, data: bytes) -> int:
         """Hand input to the guest: how many bytes there was room for."""
-        consumed, produced = self._index(_IN_CONS), self._index(_IN_PROD)
-        used = (produced - consumed) & 0xFFFF_FFFF
-        if used > IN_BYTES:
-            self.broken = True
-        if self.broken:
-            return 0
-        accepted = data[: IN_BYTES - used]
-        for index, byte in enumerate(accepted):
-            self._page.write((produced + index) % IN_BYTES, bytes([byte]))
-        self._page.write(_IN_PROD, _U32.pack((produced + len(accepted)) & 0xFFFF_FFFF))
-        return len(accepted)
+        if not self.broken:
+            try:
+                return self._input.put(data)
+            except RingBroken:
+                self.broken = True
+        return 0
 
 
 class Console:

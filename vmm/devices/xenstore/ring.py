@@ -3,18 +3,19 @@
 import struct
 from collections.abc import Callable
 
+from vmm.devices.byte_ring import ByteRing, RingBroken
 from vmm.devices.xenstore.server import Connection
 from vmm.devices.xenstore.wire import Broken, Reader
 from vmm.xenabi.interfaces import SharedBytes
 
 RING_BYTES = 1024
-MAX_BACKLOG = 20
+MAX_OUTSTANDING = 20
 """Answers and events that wait for a guest before its requests do (C xenstored's outstanding requests)."""
 
 TURNS = 64
 """Times that bytes are moved for one guest before it is another's turn."""
 
-_REQUESTS, _RESPONSES = 0, RING_BYTES
+_REQUESTS_AT, _RESPONSES_AT = 0, RING_BYTES
 _REQ_CONS, _REQ_PROD, _RSP_CONS, _RSP_PROD, _FEATURES, _CONNECTION, _ERROR = (2 * RING_BYTES + 4 * n for n in range(7))
 _FEATURE_RECONNECTION, _FEATURE_ERROR = 1, 2
 _CONNECTED, _RECONNECT = 0, 1
@@ -23,10 +24,12 @@ _U32 = struct.Struct("<I")
 
 
 class StoreRing:
-    """The server's end.  Each index is read once; a guest that lies in one is cut off, and told so, until it reconnects."""
+    """The server's end.  A guest that lies in an index is cut off, and told so, until it reconnects."""
 
     def __init__(self, page: SharedBytes, connection: Connection, notify: Callable[[], None]) -> None:
         self._page = page
+        self._requests = ByteRing(page, _REQUESTS_AT, RING_BYTES, _REQ_CONS, _REQ_PROD)
+        self._responses = ByteRing(page, _RESPONSES_AT, RING_BYTES, _RSP_CONS, _RSP_PROD)
         self._connection = connection
         self._notify = notify
         self._reader = Reader()
@@ -38,7 +41,7 @@ class StoreRing:
         return int(_U32.unpack(self._page.read(offset, 4))[0])
 
     def _put(self, offset: int, value: int) -> None:
-        self._page.write(offset, _U32.pack(value & 0xFFFF_FFFF))
+        self._page.write(offset, _U32.pack(value))
 
     def on_event(self) -> bool:
         """The guest has rung, or there is something to tell it: move what there is room for, both ways.
@@ -67,47 +70,32 @@ class StoreRing:
         self._notify()
 
     def _receive(self) -> bool:
-        if self._connection.backlog >= MAX_BACKLOG:
+        if self._connection.backlog >= MAX_OUTSTANDING:
             return False
-        consumed, produced = self._get(_REQ_CONS), self._get(_REQ_PROD)
-        waiting = (produced - consumed) & 0xFFFF_FFFF
-        if waiting > RING_BYTES:
+        try:
+            data = self._requests.take()
+            messages = self._reader.feed(data)
+        except RingBroken:
             self._cut(_ERROR_RINGIDX)
             return True
-        if not waiting:
-            return False
-        start = consumed % RING_BYTES
-        first = min(waiting, RING_BYTES - start)
-        data = self._page.read(_REQUESTS + start, first) + self._page.read(_REQUESTS, waiting - first)
-        self._put(_REQ_CONS, produced)
-        try:
-            messages = self._reader.feed(data)
         except Broken:
             self._cut(_ERROR_PROTO)
             return True
         for message in messages:
             self._connection.handle(message)
-        return True
+        return bool(data)
 
     def _send(self) -> bool:
         self._sending = self._sending or self._connection.take()
         if not self._sending:
             return False
-        consumed, produced = self._get(_RSP_CONS), self._get(_RSP_PROD)
-        used = (produced - consumed) & 0xFFFF_FFFF
-        if used > RING_BYTES:
+        try:
+            sent = self._responses.put(self._sending)
+        except RingBroken:
             self._cut(_ERROR_RINGIDX)
             return True
-        data = self._sending[: RING_BYTES - used]
-        if not data:
-            return False
-        start = produced % RING_BYTES
-        first = data[: RING_BYTES - start]
-        self._page.write(_RESPONSES + start, first)
-        self._page.write(_RESPONSES, data[len(first) :])
-        self._put(_RSP_PROD, produced + len(data))
-        self._sending = self._sending[len(data) :]
-        return True
+        self._sending = self._sending[sent:]
+        return bool(sent)
 
     def _cut(self, error: int) -> None:
         self._cut_off = True
