@@ -4,6 +4,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,23 +37,19 @@ def xenstore(request: StoreRequest) -> int:
     return 0
 
 
-class _About:
+@contextmanager
+def _about(action: str, path: str) -> Iterator[None]:
     """Turns the store's refusal of one path into a sentence."""
-
-    def __init__(self, action: str, path: str) -> None:
-        self._what = f"cannot {action} {path}"
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        if isinstance(error, StoreError):
-            raise PyvmmError(f"{self._what}: {os.strerror(error.code)} ({errno.errorcode[error.code]})") from None
+    try:
+        yield
+    except StoreError as error:
+        reason = f"{os.strerror(error.code)} ({errno.errorcode[error.code]})"
+        raise PyvmmError(f"cannot {action} {path}: {reason}") from None
 
 
 def _read(client: Client, request: StoreRequest) -> None:
     for path in request.paths:
-        with _About("read", path):
+        with _about("read", path):
             print(shown(client.read(path)))
 
 
@@ -60,19 +57,19 @@ def _write(client: Client, request: StoreRequest) -> None:
     if len(request.paths) % 2:
         raise UsageError("xenstore write takes pairs: PATH VALUE")
     for path, value in zip(request.paths[::2], request.paths[1::2], strict=True):
-        with _About("write", path):
+        with _about("write", path):
             client.write(path, os.fsencode(value))
 
 
 def _remove(client: Client, request: StoreRequest) -> None:
     for path in request.paths:
-        with _About("remove", path):
+        with _about("remove", path):
             client.remove(path)
 
 
 def _list(client: Client, request: StoreRequest) -> None:
     for top in request.paths or ["/"]:
-        with _About("list", top):
+        with _about("list", top):
             client.read(top)
             for line in _lines(client, top, request, 0):
                 print(line)
@@ -93,7 +90,7 @@ def _lines(client: Client, path: str, request: StoreRequest, depth: int) -> Iter
 
 def _watch(client: Client, request: StoreRequest) -> None:
     for path in request.paths:
-        with _About("watch", path):
+        with _about("watch", path):
             client.watch(path)
     while True:
         print(client.event())

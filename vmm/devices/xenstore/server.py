@@ -75,7 +75,7 @@ class Store:
         self._announce("@introduceDomain")
 
     def release(self, domid: Domid) -> None:
-        """A domain is gone, with what is below its own path."""
+        """A domain is gone; those who watch @releaseDomain hear of it."""
         self.introduced.discard(domid)
         self._announce("@releaseDomain")
 

@@ -143,9 +143,6 @@ class View:
 
     # ----------------------------------------------------------------------------------- changing
 
-    def _put(self, path: str, node: Node) -> None:
-        self._overlay[path] = node
-
     def write(self, path: str, value: bytes, domid: Domid) -> None:
         """Set a value; the node and those above it are made as needed."""
         node = self._find(path)
@@ -154,8 +151,8 @@ class View:
         else:
             if not node.allows(domid, write=True):
                 raise StoreError(errno.EACCES)
-            self._check_size(path, value, domid)
-            self._put(path, Node(value, node.permissions, node.children))
+            self._check_size(value, domid)
+            self._overlay[path] = Node(value, node.permissions, node.children)
         self._changed(path)
 
     def make(self, path: str, domid: Domid) -> None:
@@ -171,7 +168,7 @@ class View:
         nearest = self._nearest(path)
         if not nearest.allows(domid, write=True):
             raise StoreError(errno.EACCES)
-        self._check_size(path, value, domid)
+        self._check_size(value, domid)
         permissions = nearest.permissions
         if domid != DOM0:  # what a domain makes is its own
             permissions = (permissions[0]._replace(domid=domid), *permissions[1:])
@@ -185,8 +182,8 @@ class View:
             above = self._find(path)
             assert above is not None
             name = new.rpartition("/")[2]
-            self._put(path, Node(above.value, above.permissions, (*above.children, name)))
-            self._put(new, Node(value if new == missing[0] else b"", permissions))
+            self._overlay[path] = Node(above.value, above.permissions, (*above.children, name))
+            self._overlay[new] = Node(value if new == missing[0] else b"", permissions)
             path = new
 
     def _made_by(self, domid: Domid) -> int:
@@ -196,7 +193,7 @@ class View:
             found += (node is not None and node.owner == domid) - (before is not None and before.owner == domid)
         return found
 
-    def _check_size(self, path: str, value: bytes, domid: Domid) -> None:
+    def _check_size(self, value: bytes, domid: Domid) -> None:
         if domid != DOM0 and len(value) > self._tree.quota.node_bytes:
             raise StoreError(errno.ENOSPC)
 
@@ -212,7 +209,7 @@ class View:
             raise StoreError(errno.EACCES)
         above = self.get(parent_of(path), domid, write=True)
         name = path.rpartition("/")[2]
-        self._put(parent_of(path), Node(above.value, above.permissions, tuple(c for c in above.children if c != name)))
+        self._overlay[parent_of(path)] = Node(above.value, above.permissions, tuple(c for c in above.children if c != name))
         self.changes.append(Change(path, False, node))
         for below, old in list(self._subtree(path, node)):
             self._overlay[below] = None
@@ -237,7 +234,7 @@ class View:
             raise StoreError(errno.EACCES)
         if domid != DOM0 and permissions[0].domid != node.owner:
             raise StoreError(errno.EPERM)
-        self._put(path, Node(node.value, permissions, node.children))
+        self._overlay[path] = Node(node.value, permissions, node.children)
         self._changed(path)
 
     def _changed(self, path: str) -> None:
