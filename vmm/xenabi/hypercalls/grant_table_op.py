@@ -1,6 +1,7 @@
 """grant_table_op: setting the grant table up.  xen/include/public/grant_table.h"""
 
 import errno
+from collections.abc import Callable
 
 from vmm.xenabi.constants import DOMID_SELF, GRANT_STATUS_FRAMES, Hypercall
 from vmm.xenabi.hypercalls.registry import domain_of, suboperation
@@ -27,36 +28,44 @@ def query_size(call: Call, op: GnttabQuerySize) -> None:
 @suboperation(OP, 2, "setup_table", arg=GnttabSetupTable, out=True)
 def setup_table(call: Call, op: GnttabSetupTable) -> None:
     """Make the table so long, and say at which gfns its frames have been placed (all ones: nowhere yet)."""
-    domain = domain_of(call)
-    if op.dom not in (DOMID_SELF, domain.domid):
-        op.status = STATUS_BAD_DOMAIN
-    elif op.nr_frames > domain.grants.max_frames:
-        op.status = STATUS_GENERAL_ERROR
-    else:
-        domain.grants.grow(op.nr_frames)
-        _write_frames(call, op.frame_list, int(call.abi), [domain.grants.page(index) for index in range(op.nr_frames)])
-        op.status = STATUS_OKAY
+    grants = domain_of(call).grants
+
+    def pages(count: int) -> list[int]:
+        grants.grow(count)
+        return [grants.page(index) for index in range(count)]
+
+    _tell_frames(call, op, grants.max_frames, int(call.abi), pages)
 
 
 @suboperation(OP, 9, "get_status_frames", arg=GnttabGetStatusFrames, out=True)
 def get_status_frames(call: Call, op: GnttabGetStatusFrames) -> None:
     """At which gfns the status frames of version 2 have been placed."""
+    grants = domain_of(call).grants
+
+    def pages(count: int) -> list[int]:
+        return [grants.page(index | GRANT_STATUS_FRAMES) for index in range(count)]
+
+    _tell_frames(call, op, grants.status_frames, 8, pages)
+
+
+def _tell_frames(
+    call: Call,
+    op: GnttabSetupTable | GnttabGetStatusFrames,
+    most: int,
+    word_bytes: int,
+    pages: Callable[[int], list[int]],
+) -> None:
     domain = domain_of(call)
     if op.dom not in (DOMID_SELF, domain.domid):
         op.status = STATUS_BAD_DOMAIN
-    elif op.nr_frames > domain.grants.status_frames:
+    elif op.nr_frames > most:
         op.status = STATUS_GENERAL_ERROR
     else:
-        pages = [domain.grants.page(index | GRANT_STATUS_FRAMES) for index in range(op.nr_frames)]
-        _write_frames(call, op.frame_list, 8, pages)
+        nowhere = (1 << 8 * word_bytes) - 1
+        placed = [domain.memory.placed_at(page) for page in pages(op.nr_frames)]
+        data = b"".join((nowhere if gfn is None else gfn).to_bytes(word_bytes, "little") for gfn in placed)
+        call.vcpu.write_virtual(op.frame_list, data)
         op.status = STATUS_OKAY
-
-
-def _write_frames(call: Call, address: int, word_bytes: int, pages: list[int]) -> None:
-    nowhere = (1 << 8 * word_bytes) - 1
-    placed = [domain_of(call).memory.placed_at(page) for page in pages]
-    data = b"".join((nowhere if gfn is None else gfn).to_bytes(word_bytes, "little") for gfn in placed)
-    call.vcpu.write_virtual(address, data)
 
 
 @suboperation(OP, 8, "set_version", arg=GnttabSetVersion, out=True)
