@@ -46,7 +46,7 @@ class KernelEvents:
             self._domain.vm.xen_forget_ports()
             self._domain.vm.xen_let_send(False)
             for vcpu in self._domain.vcpus:
-                vcpu.leave_timer_to_kvm(None)
+                vcpu.take_timer_from_kvm()
 
     def bind_ipi(self, port: Port, vcpu: VcpuId) -> None:
         """A port that interrupts a vCPU of the same domain."""
@@ -61,7 +61,7 @@ class KernelEvents:
     def forget_timer(self, vcpu: VcpuId) -> None:
         """A vCPU's VIRQ_TIMER is no longer bound."""
         if self.active:
-            self._domain.vcpus[vcpu].leave_timer_to_kvm(None)
+            self._domain.vcpus[vcpu].take_timer_from_kvm()
 
     def set_callback_vector(self, vector: int | None) -> None:
         """The vector that KVM injects while a vCPU's upcall is pending."""

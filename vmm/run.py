@@ -169,7 +169,6 @@ class _Runner:
             )
             domain.wait(GRACE_S)
         self._discard_output()
-        domain.stop()
 
     def _remaining(self) -> float | None:
         return None if self._deadline is None else max(self._deadline - time.monotonic(), 0)

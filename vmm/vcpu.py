@@ -57,8 +57,7 @@ class Vcpu:
         self.singleshot = Timer(self._timer_fired)
         self.periodic = Timer(self._timer_fired)
         self.callback_check = Timer(self._check_callback)
-        self._own_vector = False
-        self._vector = 0
+        self._vector = 0  # its own upcall vector, once it has one
         self._runstate_area: tuple[int, Abi] | None = None
         self._runstate_due = 0
         self._runstate_by_kvm = False
@@ -358,7 +357,7 @@ class Vcpu:
 
     def upcall(self) -> None:
         """Interrupt the guest for its pending events: at its own vector, else by the domain's callback vector."""
-        if self._own_vector:
+        if self._vector:
             os.eventfd_write(self.upcall_fd, 1)
         elif self.domain.callback_vector is not None and not self._callback_due:
             self._callback_due = True
@@ -384,10 +383,9 @@ class Vcpu:
     def set_upcall_vector(self, vector: int) -> None:
         """Route this vCPU's upcalls to a vector at its LAPIC; what was pending before had nowhere to go."""
         self.domain.route_upcall(self.id, vector)
-        self._own_vector = True
+        self._vector = vector
         if self.domain.kernel_events.active:
             self.post(lambda: self.kvm.xen_set_upcall_vector(vector))
-        self._vector = vector
         self.upcall()
 
     def set_info(self, gpa: Gpa) -> None:
@@ -419,7 +417,7 @@ class Vcpu:
         self._restore_clock()
         if self.domain.kernel_events.active:
             self.kvm.xen_set_info(gpa - VCPU_TIME_OFFSET)
-            if self._own_vector:
+            if self._vector:
                 self.kvm.xen_set_upcall_vector(self._vector)
 
     def _restore_clock(self) -> None:
@@ -492,7 +490,7 @@ class Vcpu:
             self.singleshot.disarm()
         elif self.domain.kernel_events.active and self._kvm_can_time():
             self.singleshot.disarm()
-            self.leave_timer_to_kvm(deadline_ns)
+            self._leave_timer_to_kvm(deadline_ns)
         else:
             self.singleshot.arm(deadline_ns - self.domain.system_time_ns())
 
@@ -500,18 +498,18 @@ class Vcpu:
         # KVM raises the vector only if the upcall was not pending yet, and the LAPIC forgets it while it is off.
         if threading.current_thread() is not self._thread:
             return False
-        return self.kvm.lapic_enabled() if self._own_vector else self.domain.callback_vector is not None
+        return self.kvm.lapic_enabled() if self._vector else self.domain.callback_vector is not None
 
-    def leave_timer_to_kvm(self, deadline_ns: int | None) -> None:
-        """KVM does the timer from now on, which is due then; None: no more.  With a deadline, in its own thread."""
-        if deadline_ns is None:
-            self.post(lambda: self.kvm.xen_set_timer(0, 0))
-            return
+    def _leave_timer_to_kvm(self, deadline_ns: int) -> None:
         port = self.domain.events.port_of_virq(Virq.TIMER, self.id)
         if port is not None:
             self.kvm.xen_set_timer(port, max(deadline_ns, 1))
             if self._upcall_pending():
                 self.upcall()
+
+    def take_timer_from_kvm(self) -> None:
+        """The timer is pyvmm's again, from the guest's next deadline on."""
+        self.post(lambda: self.kvm.xen_set_timer(0, 0))
 
     def set_periodic_timer(self, period_ns: int | None) -> None:
         """VIRQ_TIMER every so often, or no more."""
