@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("PYVMM_CACHE", ROOT / ".cache"))
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+
+
+def prefer_venv() -> None:
+    """Go on in this checkout's virtual environment, where pyvmm's decompressors are installed, if it has been made."""
+    venv = ROOT / ".venv"
+    if not sys.prefix.startswith(str(venv)) and (venv / "bin/python").exists():
+        os.execv(venv / "bin/python", [str(venv / "bin/python"), *sys.argv])
 
 
 class FetchError(Exception):
