@@ -136,16 +136,9 @@ second:
 	jmp 2b
 
 handler:
-	pushq %rax
-	pushq %rcx
-	pushq %rdx
+	enter_handler
 	pushq %rsi
 	pushq %rdi
-	movq %r15, %rax
-	shlq $6, %rax
-	movb $0, SHARED_INFO(%rax)		/* evtchn_upcall_pending of its vcpu_info */
-	xorl %ecx, %ecx
-	xchgq %rcx, SHARED_INFO + 8(%rax)	/* evtchn_pending_sel */
 	end_of_interrupt
 	testl %r15d, %r15d
 	jnz 2f
@@ -165,10 +158,7 @@ handler:
 	hypercall EVENT_CHANNEL_OP
 3:	popq %rdi
 	popq %rsi
-	popq %rdx
-	popq %rcx
-	popq %rax
-	iretq
+	leave_handler
 
 	.section .data
 	.balign 8

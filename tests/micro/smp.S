@@ -231,26 +231,14 @@ ap_main:
 	jmp 2b
 
 handler:
-	pushq %rax
-	pushq %rcx
-	pushq %rdx
-	movq %r15, %rax
-	shlq $6, %rax
-	movb $0, SHARED_INFO(%rax)		/* evtchn_upcall_pending of its vcpu_info */
-	xorl %ecx, %ecx
-	xchgq %rcx, SHARED_INFO + 8(%rax)	/* evtchn_pending_sel */
+	enter_handler
 	movl 12(%r14), %ecx
 	lock btrq %rcx, SHARED_INFO + 0x800
 	jnc 1f
 	incq counts(, %r15, 8)
 1:	end_of_interrupt
-	popq %rdx
-	popq %rcx
-	popq %rax
-	iretq
+	leave_handler
 
-	.section .data
-	.balign 8
 	.section .bss
 	.balign 16
 context: .space 128

@@ -5,6 +5,7 @@
 #include "guest.inc"
 #include "events.inc"
 main:
+	xorl %r15d, %r15d
 	call lapic_on
 	call prepare_for_events
 #ifdef CALLBACK
@@ -132,22 +133,14 @@ wait_for_upcall:
 	ret
 
 handler:
-	pushq %rax
-	pushq %rcx
-	pushq %rdx
+	enter_handler
 	incq seen
-	movb $0, SHARED_INFO		/* evtchn_upcall_pending */
-	xorl %eax, %eax
-	xchgq %rax, SHARED_INFO + 8	/* evtchn_pending_sel */
 	xorl %eax, %eax
 	xchgq %rax, SHARED_INFO + 0x800	/* evtchn_pending[0] */
 #ifndef CALLBACK			/* which must not be acknowledged */
 	end_of_interrupt
 #endif
-	popq %rdx
-	popq %rcx
-	popq %rax
-	iretq
+	leave_handler
 
 	.section .data
 	.balign 8
