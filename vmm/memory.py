@@ -213,6 +213,13 @@ class GuestMemory:
         """To guest-physical memory; MemoryFault where there is none."""
         self.view(gpa, len(data))[:] = data
 
+    def page(self, gfn: Gfn) -> memoryview:
+        """One page's bytes, for a back end to read and write; XenError(EINVAL) where there is none."""
+        try:
+            return self.view(gfn * PAGE_BYTES, PAGE_BYTES)
+        except MemoryFault:
+            raise XenError(errno.EINVAL) from None
+
     def shared(self, gpa: int, size_bytes: int) -> SharedBytes:
         """A piece that the hypervisor keeps using; XenError(EINVAL) where there is no memory."""
         region = self.find(gpa)

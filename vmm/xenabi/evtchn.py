@@ -108,6 +108,13 @@ class EventChannels:
             channel.kind = EvtchnStatusKind.interdomain
             channel.remote_port, channel.notify_remote = remote_port, notify
 
+    def disconnect(self, port: Port, notify: Notify) -> None:
+        """The far end that `connect` has bound with this `notify` goes; the port waits for another."""
+        with self._lock:
+            channel = self._channels.get(port)
+            if channel is not None and channel.notify_remote is notify:
+                channel.kind, channel.notify_remote, channel.remote_port = EvtchnStatusKind.unbound, None, Port(0)
+
     def bind_loopback(self, own: Domid, remote_port: int) -> Port:
         """A port whose far end is another of this domain's own, unbound so far."""
         with self._lock:

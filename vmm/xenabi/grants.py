@@ -1,17 +1,23 @@
-"""A domain's grant table: its frames, how many of them the guest may have, and the layout of their entries.
+"""A domain's grant table: its frames, the layout of their entries, and who makes use of which page.
 
 Source: xen/include/public/grant_table.h.
 """
 
 import errno
 import struct
+import threading
 
 from vmm.xenabi.constants import GRANT_STATUS_FRAMES, PAGE_BYTES
-from vmm.xenabi.interfaces import SharedBytes, XenError
+from vmm.xenabi.interfaces import Domid, Gfn, GrantRef, SharedBytes, XenError
 
 MAX_FRAMES = 64
 RESERVED_ENTRIES = 8
 _V1, _V2 = struct.Struct("<HHI"), struct.Struct("<HHIQ")
+_PERMIT_ACCESS, _TYPE_MASK = 1, 3
+_READONLY, _READING, _WRITING = 1 << 2, 1 << 3, 1 << 4
+_KIND_MASK = _TYPE_MASK | 1 << 8
+"""The type, and GTF_sub_page: neither part of a page nor a transitive grant can be mapped, as on Xen."""
+_TRIES = 8
 _V2_ENTRIES_A_FRAME = PAGE_BYTES // _V2.size
 _STATUSES_A_FRAME = PAGE_BYTES // 2
 FRAMES_A_STATUS_FRAME = _STATUSES_A_FRAME // _V2_ENTRIES_A_FRAME
@@ -20,7 +26,10 @@ TABLE_PAGES = MAX_FRAMES + MAX_FRAMES // FRAMES_A_STATUS_FRAME
 
 
 class GrantTable:
-    """Frames are pages of Xen's own, numbered from `first_page` on; `pages` shows all of them to the hypervisor."""
+    """Frames are pages of Xen's own, numbered from `first_page` on; `pages` shows all of them to the hypervisor.
+
+    `_lock` guards `_users`: how many readers and writers each grant reference in use has.
+    """
 
     def __init__(self, first_page: int, pages: SharedBytes, max_frames: int = MAX_FRAMES) -> None:
         self._first_page = first_page
@@ -28,6 +37,8 @@ class GrantTable:
         self.max_frames = max_frames
         self.frames = 1
         self.version = 1
+        self._lock = threading.Lock()
+        self._users: dict[GrantRef, list[int]] = {}
 
     @property
     def status_frames(self) -> int:
@@ -52,9 +63,14 @@ class GrantTable:
         return self._first_page + number
 
     def set_version(self, version: int) -> None:
-        """Change the layout: the reserved entries are converted, all others become unused."""
+        """Change the layout: the reserved entries are converted, all others become unused.
+
+        XenError(EBUSY) while somebody makes use of a grant.
+        """
         if version == self.version:
             return
+        if self._users:
+            raise XenError(errno.EBUSY)
         old, new = (_V1, _V2) if version == 2 else (_V2, _V1)
         kept = [old.unpack(self._pages.read(index * old.size, old.size)) for index in range(RESERVED_ENTRIES)]
         self._pages.write(0, bytes(TABLE_PAGES * PAGE_BYTES))
@@ -63,3 +79,67 @@ class GrantTable:
             fields = (flags, domid, 0, frame) if version == 2 else (flags, domid, frame & 0xFFFF_FFFF)
             self._pages.write(index * new.size, new.pack(*fields))
         self.version = version
+
+    # ------------------------------------------------------------------------- access by other domains
+
+    def acquire(self, ref: GrantRef, by: Domid, *, write: bool) -> Gfn:
+        """Begin to use a granted page, and say so in its entry, until `release`.  From any thread.
+
+        XenError(EINVAL) where there is no such grant, XenError(EACCES) where it is for another domain or only for reading.
+        """
+        entries = self.frames * (_V2_ENTRIES_A_FRAME if self.version == 2 else PAGE_BYTES // _V1.size)
+        if not 0 <= ref < entries:
+            raise XenError(errno.EINVAL)
+        with self._lock:
+            users = self._users.get(ref)
+            gfn = self._mark(ref, by, _READING | _WRITING if write else _READING)
+            if users is None:
+                users = self._users[ref] = [0, 0]
+            users[write] += 1
+        return gfn
+
+    def _mark(self, ref: GrantRef, by: Domid, wanted: int) -> Gfn:
+        pages = self._pages
+        at = ref * (_V2.size if self.version == 2 else _V1.size)
+        for _ in range(_TRIES):
+            word = int.from_bytes(pages.read(at, 4), "little")
+            if word & _KIND_MASK != _PERMIT_ACCESS:
+                raise XenError(errno.EINVAL)
+            if word >> 16 != by or (word & _READONLY and wanted & _WRITING):
+                raise XenError(errno.EACCES)
+            if self.version == 2:
+                self._set_status(ref, wanted)
+                if int.from_bytes(pages.read(at, 4), "little") == word:
+                    return Gfn(int.from_bytes(pages.read(at + 8, 8), "little"))
+                if ref not in self._users:
+                    self._clear_status(ref, wanted)
+            elif word & wanted == wanted or pages.exchange_32(at, word, word | wanted) == word:
+                return Gfn(int.from_bytes(pages.read(at + 4, 4), "little"))
+        raise XenError(errno.EINVAL)  # the guest keeps changing it
+
+    def release(self, ref: GrantRef, *, write: bool) -> None:
+        """End what `acquire` has begun."""
+        with self._lock:
+            users = self._users[ref]
+            users[write] -= 1
+            if users[1]:
+                return
+            unused = _WRITING if users[0] else _READING | _WRITING
+            if not users[0]:
+                del self._users[ref]
+            if self.version == 2:
+                self._clear_status(ref, unused)
+            else:
+                self._pages.fetch_and_64(ref * _V1.size, ~unused & (1 << 64) - 1)
+
+    def _status_word(self, ref: GrantRef) -> tuple[int, int]:
+        """Where the 64-bit word with a reference's status is, and the bit that it begins at."""
+        return MAX_FRAMES * PAGE_BYTES + (ref * 2 & ~7), ref * 16 % 64
+
+    def _set_status(self, ref: GrantRef, bits: int) -> None:
+        at, shift = self._status_word(ref)
+        self._pages.fetch_or_64(at, bits << shift)
+
+    def _clear_status(self, ref: GrantRef, bits: int) -> None:
+        at, shift = self._status_word(ref)
+        self._pages.fetch_and_64(at, ~(bits << shift) & (1 << 64) - 1)

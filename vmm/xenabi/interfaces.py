@@ -13,6 +13,7 @@ VcpuId = NewType("VcpuId", int)
 Port = NewType("Port", int)
 Gpa = NewType("Gpa", int)
 Gfn = NewType("Gfn", int)
+GrantRef = NewType("GrantRef", int)
 
 
 class XenError(Exception):
@@ -148,6 +149,10 @@ class GuestMemory(Protocol):
     def map(self) -> list[MemmapEntry]: ...
     def shared(self, gpa: Gpa, size_bytes: int) -> SharedBytes:
         """RAM that the guest shares with the hypervisor; XenError(EINVAL) where there is none."""
+        ...
+
+    def page(self, gfn: Gfn) -> memoryview:
+        """One page's bytes, for a back end to read and write; XenError(EINVAL) where there is none."""
         ...
 
     def place_xen_page(self, gfn: Gfn, page: int) -> None:

@@ -1,0 +1,94 @@
+"""The back end's side of a ring of requests and responses in pages that a guest has granted.
+
+Everything about its indices lives here: each is read once, and one that claims more than the ring holds ends the ring.
+Source: xen/include/public/io/ring.h.
+"""
+
+from collections.abc import Sequence
+
+from vmm.xenabi.constants import PAGE_BYTES
+from vmm.xenabi.interfaces import SharedBytes
+
+HEADER_BYTES = 64
+_REQ_PROD, _REQ_EVENT, _RSP_PROD, _RSP_EVENT = range(4)
+_MASK = 0xFFFF_FFFF
+
+
+class RingBroken(Exception):
+    """The front end's index says that there are more requests than the ring has room for."""
+
+
+class SharedRing:
+    """One ring.  Owned by one thread; the guest writes to the same memory all the time.
+
+    `header` and `pages[0]` are the same page, once with atomic access.
+    """
+
+    def __init__(self, header: SharedBytes, pages: Sequence[memoryview], entry_bytes: int) -> None:
+        room = (len(pages) * PAGE_BYTES - HEADER_BYTES) // entry_bytes
+        self.entries = 1 << (room.bit_length() - 1)
+        self._header = header
+        self._pages = pages
+        self._entry_bytes = entry_bytes
+        self._indices = pages[0][:16].cast("I")
+        # As Linux's back ends do: a front end that has used this ring before goes on where it was.
+        self._consumed = self._responded = self._pushed = self._indices[_RSP_PROD]
+
+    def take(self) -> list[bytes]:
+        """Copies of all requests that wait; RingBroken."""
+        consumed = self._consumed
+        waiting = (self._indices[_REQ_PROD] - consumed) & _MASK
+        if not waiting:
+            return []
+        if (consumed + waiting - self._responded) & _MASK > self.entries:
+            raise RingBroken(f"a request index {waiting} ahead, in a ring of {self.entries}")
+        self._consumed = (consumed + waiting) & _MASK
+        return [self._read(consumed + number) for number in range(waiting)]
+
+    def peek(self) -> int:
+        """How many requests wait; RingBroken."""
+        waiting = (self._indices[_REQ_PROD] - self._consumed) & _MASK
+        if (self._consumed + waiting - self._responded) & _MASK > self.entries:
+            raise RingBroken(f"a request index {waiting} ahead, in a ring of {self.entries}")
+        return waiting
+
+    def rearm(self, ahead: int = 1) -> bool:
+        """Ask to be told of the request that is so many ahead; True where it is there already."""
+        self._indices[_REQ_EVENT] = (self._consumed + ahead) & _MASK
+        self._fence()
+        return (self._indices[_REQ_PROD] - self._consumed) & _MASK >= ahead
+
+    def respond(self, response: bytes) -> None:
+        """Put a response behind those before it; the front end sees it after `push`."""
+        self._write(self._responded, response)
+        self._responded = (self._responded + 1) & _MASK
+
+    def push(self) -> bool:
+        """Show the front end the responses; True where it wants to be told."""
+        before, after = self._pushed, self._responded
+        if before == after:
+            return False
+        self._indices[_RSP_PROD] = after
+        self._pushed = after
+        self._fence()
+        return (after - self._indices[_RSP_EVENT]) & _MASK < (after - before) & _MASK
+
+    def _fence(self) -> None:
+        # A locked instruction: no later load passes the stores before it.
+        self._header.fetch_or_64(HEADER_BYTES - 8, 0)
+
+    def _place(self, index: int) -> tuple[int, int]:
+        return divmod(HEADER_BYTES + (index & (self.entries - 1)) * self._entry_bytes, PAGE_BYTES)
+
+    def _read(self, index: int) -> bytes:
+        page, offset = self._place(index)
+        end = offset + self._entry_bytes
+        found = bytes(self._pages[page][offset:end])
+        return found if end <= PAGE_BYTES else found + bytes(self._pages[page + 1][: end - PAGE_BYTES])
+
+    def _write(self, index: int, data: bytes) -> None:
+        page, offset = self._place(index)
+        first = data[: PAGE_BYTES - offset]
+        self._pages[page][offset : offset + len(first)] = first
+        if len(first) < len(data):
+            self._pages[page + 1][: len(data) - len(first)] = data[len(first) :]
