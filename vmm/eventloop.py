@@ -12,7 +12,10 @@ Callback = Callable[[], None]
 
 
 class EventLoop:
-    """One thread with an epoll set.  All callbacks run in it; `post`, `watch` and `stop` may be called from any thread."""
+    """One thread with an epoll set.  All callbacks run in it; its methods may be called from any thread.
+
+    `_lock` guards the way in: `_open`, and with it the descriptors.
+    """
 
     def __init__(self, name: str) -> None:
         self._epoll = select.epoll()
@@ -20,16 +23,20 @@ class EventLoop:
         self._epoll.register(self._wake, select.EPOLLIN)
         self._readers: dict[int, Callback] = {}
         self._posted: deque[Callback] = deque()
-        self._running = True
+        self._running = self._open = True
+        self._last = _nothing
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def post(self, callback: Callback) -> None:
-        """Run a callback soon."""
-        self._posted.append(callback)
-        os.eventfd_write(self._wake, 1)
+        """Run a callback soon; not at all once the loop has ended."""
+        with self._lock:
+            if self._open:
+                self._posted.append(callback)
+                os.eventfd_write(self._wake, 1)
 
     def watch(self, fd: int, callback: Callback) -> None:
         """Run a callback whenever `fd` can be read."""
@@ -54,6 +61,8 @@ class EventLoop:
                         self._call(self._posted.popleft())
                 elif callback := self._readers.get(fd):
                     self._call(callback)
+        self._call(self._last)
+        self._release()
 
     def _call(self, callback: Callback) -> None:
         try:
@@ -63,16 +72,32 @@ class EventLoop:
 
     def stop(self) -> None:
         """Run what has been posted, end the thread, and release the descriptors."""
+        self.end(_nothing)
+        if self._thread.is_alive() and threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def end(self, last: Callback) -> None:
+        """Run what has been posted and then `last` in the loop's thread, and end that; without waiting for it."""
+        if self._thread.ident is not None:
+            self.post(lambda: self._finish(last))
+        elif self._running:
+            last()
+            self._release()
+
+    def _finish(self, last: Callback) -> None:
         if self._running:
-            self.post(self._finish)
-            if self._thread.is_alive() and threading.current_thread() is not self._thread:
-                self._thread.join()
             self._running = False
+            self._last = last
+
+    def _release(self) -> None:
+        with self._lock:  # whoever posts now is too late, and must not write to a descriptor that is another's
+            self._running = self._open = False
             self._epoll.close()
             os.close(self._wake)
 
-    def _finish(self) -> None:
-        self._running = False
+
+def _nothing() -> None:
+    pass
 
 
 class Doorbell:

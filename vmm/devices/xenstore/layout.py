@@ -28,7 +28,8 @@ class DomainFacts(NamedTuple):
     console_gfn: Gfn
 
 
-def _dom0s(domid: Domid) -> Permissions:
+def toolstacks(domid: Domid) -> Permissions:
+    """Written by the toolstack, read by the guest."""
     return Permission(DOM0, False, False), Permission(domid, True, False)
 
 
@@ -36,7 +37,8 @@ def _guests(domid: Domid) -> Permissions:
     return (Permission(domid, False, False),)
 
 
-def _guests_own(domid: Domid) -> Permissions:
+def guests_device(domid: Domid) -> Permissions:
+    """Written by the guest, read by dom0."""
     return Permission(domid, False, False), Permission(DOM0, True, False)
 
 
@@ -56,7 +58,7 @@ def describe_domain(store: Store, facts: DomainFacts) -> None:
     domid, home = facts.domid, f"/local/domain/{facts.domid}"
     backend = f"/local/domain/0/backend/console/{domid}/0"
     vm = f"/vm/{facts.uuid}"
-    ours, theirs, own = _dom0s(domid), _guests(domid), _guests_own(domid)
+    ours, theirs, own = toolstacks(domid), _guests(domid), guests_device(domid)
     console = {
         "frontend": f"{home}/console", "frontend-id": str(domid), "online": "1", "state": "1", "protocol": "vt100",
     }  # fmt: skip

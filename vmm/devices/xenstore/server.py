@@ -57,6 +57,7 @@ class Store:
         self.tree = Tree()
         self.connections: list[Connection] = []
         self.introduced: set[Domid] = {DOM0}
+        self._observers: dict[str, Callable[[], None]] = {}
 
     def connect(self, domid: Domid, on_outgoing: Callable[[], None]) -> "Connection":
         """A new client; `on_outgoing` is called when it has something to be told."""
@@ -86,6 +87,17 @@ class Store:
         """Tell everybody who watches and may read what has changed."""
         for connection in self.connections:
             connection.tell(changes)
+        for change in changes:
+            if change.path in self._observers:
+                self._observers[change.path]()
+
+    def observe(self, path: str, callback: Callable[[], None]) -> None:
+        """Call back on each change of just this node; within the change, so that it must change nothing itself."""
+        self._observers[path] = callback
+
+    def forget(self, path: str) -> None:
+        """Observe a node no more."""
+        self._observers.pop(path, None)
 
     def commit(self, view: View) -> None:
         """Let the tree have a view's changes, and tell of them."""

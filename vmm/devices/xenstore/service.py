@@ -28,6 +28,10 @@ class Xenstore:
         describe_dom0(self._store)
         self._loop.start()
 
+    def post(self, action: Callable[[], None]) -> None:
+        """Do something in the store's thread, soon."""
+        self._loop.post(action)
+
     def run(self, action: Callable[[Store], Result]) -> Result:
         """Do something with the store in its own thread, and wait for it."""
         results: list[Result] = []
