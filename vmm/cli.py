@@ -4,13 +4,16 @@ import argparse
 import gc
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from vmm import log
 from vmm.config import DomainConfig, parse_size, parse_xen_version
 from vmm.devices.chardev import FORMS
 from vmm.errors import ExitStatus, PyvmmError, UsageError
 from vmm.xenabi.transport import Transport
+
+if TYPE_CHECKING:
+    from vmm.devices.block.spec import Disk
 
 EPILOG = """exit status of run:
   0  the guest powered off; with --exec, the status of the command
@@ -59,6 +62,12 @@ def _parser() -> _Parser:
     initrd.add_argument(
         "--initrd", metavar="FILE", type=Path, help="the initramfs (default for Linux: a shell, made of the host's busybox)"
     )
+    run.add_argument(
+        "--modules",
+        metavar="DIR",
+        type=Path,
+        help="the kernel's modules, for drivers in the default initrd (default: where the image's package has them)",
+    )
     initrd.add_argument("--no-initrd", action="store_true", help="start Linux without an initramfs")
     initrd.add_argument(
         "--exec",
@@ -74,6 +83,13 @@ def _parser() -> _Parser:
     )
     run.add_argument("-m", "--memory", metavar="SIZE", default="512M", help="RAM: 512 or 512M, 2G (default 512M)")
     run.add_argument("-c", "--vcpus", metavar="N", type=int, default=1, help="virtual CPUs (default 1)")
+    run.add_argument(
+        "--disk",
+        metavar="PATH[,OPTION...]",
+        action="append",
+        default=[],
+        help="a disk, the first one xvda: ro, name=xvdc, direct (no host cache), queues=N, nodiscard, format=qcow2",
+    )
     run.add_argument("--name", default="guest", help="the domain's name in logs")
     run.add_argument("--console", metavar="WHERE", default="stdio", help=f"the PV console: {FORMS}")
     run.add_argument("--serial", metavar="WHERE", default="none", help="a 16550 on COM1: the same places (default none)")
@@ -121,6 +137,14 @@ def _version() -> str:
     return version("pyvmm")
 
 
+def _disks(texts: list[str]) -> "tuple[Disk, ...]":
+    if not texts:
+        return ()
+    from vmm.devices.block.spec import device_name, parse_disk
+
+    return tuple(parse_disk(text, device_name(index)) for index, text in enumerate(texts))
+
+
 def _config(options: argparse.Namespace) -> DomainConfig:
     from vmm.run import default_image
 
@@ -136,6 +160,7 @@ def _config(options: argparse.Namespace) -> DomainConfig:
         transport=None if options.transport == "auto" else Transport(options.transport),
         kvm_xen=not options.no_kvm_xen,
         xen_version=parse_xen_version(options.xen_version),
+        disks=_disks(options.disk),
     ).checked()
 
 
@@ -152,8 +177,15 @@ def _run(options: argparse.Namespace) -> int:
         restart=(options.on_reboot or ("exit" if options.guest_command is not None else "restart")) == "restart",
         default_initrd=not options.no_initrd,
         xenstore=options.xenstore,
+        modules=_module_folder(options.modules),
     )
     return run_guest(_config(options), request)
+
+
+def _module_folder(path: Path | None) -> Path | None:
+    if path is not None and not (path / "kernel").is_dir():
+        raise UsageError(f"--modules {path} has no folder `kernel`; give something like /lib/modules/6.1.0-1-amd64")
+    return path
 
 
 def threading_limit() -> float:

@@ -3,12 +3,15 @@
 import os
 import re
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.errors import UsageError
 from vmm.features import COMBINATIONS, Feature
 from vmm.xenabi.constants import XEN_EXTRA, XEN_MAJOR, XEN_MINOR
 from vmm.xenabi.transport import Transport
+
+if TYPE_CHECKING:
+    from vmm.devices.block.spec import Disk
 
 MIN_MEMORY_BYTES = 4 << 20
 MAX_VCPUS = 128
@@ -37,6 +40,7 @@ class DomainConfig(NamedTuple):
     transport: Transport | None = None
     kvm_xen: bool = True
     xen_version: XenVersion = XenVersion()
+    disks: "tuple[Disk, ...]" = ()
     features: Feature = COMBINATIONS["pvh-domU"]
 
     def checked(self) -> "DomainConfig":
@@ -56,6 +60,12 @@ class DomainConfig(NamedTuple):
             raise UsageError("--no-kvm-xen and --transport kvm-xen exclude each other")
         if not re.fullmatch(r"[A-Za-z0-9_.+-]{1,64}", self.name):
             raise UsageError(f"--name takes up to 64 letters, digits and _.+-, not {self.name!r}")
+        names = [disk.number for disk in self.disks]
+        for disk in self.disks:
+            if names.count(disk.number) > 1:
+                raise UsageError(
+                    f"two disks are both {disk.name}; name one of them otherwise: --disk {disk.path},name=xvdz"
+                )
         return self
 
 

@@ -15,8 +15,10 @@ from vmm.config import DomainConfig
 from vmm.devices.acpi_pm import AcpiPm
 from vmm.devices.chardev import Sink
 from vmm.devices.console import Console
+from vmm.devices.granted import BACKEND_DOMID
 from vmm.devices.ports import Ports
 from vmm.devices.uart import COM1, Uart
+from vmm.devices.xenbus import Xenbus
 from vmm.devices.xenstore.layout import DomainFacts
 from vmm.devices.xenstore.service import Xenstore
 from vmm.eventloop import Doorbell, EventLoop
@@ -45,7 +47,6 @@ INTEL_TSS_AREA = 0xFEFF_0000
 SHARED_INFO_PAGE, FIRST_GRANT_PAGE = 0, 1
 XEN_PAGES = FIRST_GRANT_PAGE + TABLE_PAGES
 INPUT_CHECK_S = 0.2
-BACKEND_DOMID = Domid(0)
 
 
 class Outcome(NamedTuple):
@@ -87,6 +88,8 @@ class Domain:
         self.outcome: Outcome | None = None
         self._ended = threading.Event()
         self._stopped = False
+        self.bus: Xenbus | None = None
+        """Its devices, once it has a xenstore."""
         self._console: Console | None = None
         self._uart: Uart | None = None
         self._lock = threading.Lock()
@@ -176,6 +179,7 @@ class Domain:
         self.events.connect(self._store_port, BACKEND_DOMID, Port(0), ring)
         self.hvm_params[HvmParam.STORE_PFN] = STORE_GFN
         self.hvm_params[HvmParam.STORE_EVTCHN] = self._store_port
+        self.bus = Xenbus(xenstore, self)
 
     def load(self, image: ElfImage, modules: list[pvh.Module], sites: list[Site]) -> None:
         """Put an image into memory and the first vCPU at its entry.  ImageError."""
@@ -246,6 +250,8 @@ class Domain:
         if self._stopped:
             return
         self._stopped = True
+        if self.bus is not None:
+            self.bus.close()
         if self._console:
             self._console_loop.post(self._console.on_event)
         for loop in self._loops:

@@ -76,6 +76,7 @@ class Hypervisor:
         domain = Domain(self.system, domid, config, plan.transport, sink, serial)
         try:
             domain.connect_store(self.xenstore)
+            self._attach_devices(domain)
             domain.load(image, modules, plan.sites)
         except BaseException:
             self._release(domain)
@@ -83,6 +84,13 @@ class Hypervisor:
         with self._lock:
             self._domains[domid] = domain
         return domain
+
+    def _attach_devices(self, domain: Domain) -> None:
+        assert domain.bus is not None
+        for disk in domain.config.disks:
+            from vmm.devices.block.backend import open_disk  # most guests have none
+
+            domain.bus.attach(open_disk(disk, domain.config.vcpus))
 
     def destroy_domain(self, domain: Domain) -> None:
         """Stop and release one domain; its domid is not used again."""

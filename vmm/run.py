@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 from typing import NamedTuple
 
+from vmm import log
 from vmm.boot.elf import ElfImage
 from vmm.boot.image import load_image, open_file
 from vmm.boot.pvh import Module
@@ -34,6 +35,7 @@ class Request(NamedTuple):
     restart: bool = True
     default_initrd: bool = True
     xenstore: Path | None = None
+    modules: Path | None = None
 
 
 def run_guest(config: DomainConfig, request: Request) -> int:
@@ -67,14 +69,34 @@ def _prepare(config: DomainConfig, request: Request) -> _Prepared:
         return _Prepared(image, [Module(name, memoryview(open_file(config.initrd, "initrd")))], own_initrd=False)
     if not request.default_initrd or not (image.is_linux or request.command is not None):
         return _Prepared(image, [], own_initrd=False)
-    from vmm.boot.initramfs import WindowSize, command_initramfs, shell_initramfs
+    from vmm.boot.initramfs import Root, WindowSize, command_initramfs, shell_initramfs
 
+    root, modules = Root.NONE, _modules(config, request) if image.is_linux else []
+    if any(word.startswith("root=") for word in config.command_line.split()):
+        root = Root.SWITCH if request.command is None else Root.STAY
     if request.command is not None:
-        archive = command_initramfs(request.command, EXIT_PORT, plain_newlines=not os.isatty(0))
+        archive = command_initramfs(request.command, EXIT_PORT, plain_newlines=not os.isatty(0), root=root, modules=modules)
     else:
         window = WindowSize(*reversed(os.get_terminal_size(0))) if os.isatty(0) else None
-        archive = shell_initramfs(window)
+        archive = shell_initramfs(window, root, modules)
     return _Prepared(image, [Module("the initrd made of busybox", memoryview(archive))], own_initrd=True)
+
+
+def _modules(config: DomainConfig, request: Request) -> list[tuple[str, bytes]]:
+    """The drivers that the guest needs for its devices, where its kernel has them as modules."""
+    names = ["xen_blkfront", "ext4"] if config.disks else []
+    names += [word.partition("=")[2] for word in config.command_line.split() if word.startswith("rootfstype=")]
+    if not names:
+        return []
+    from vmm.boot.modules import ModuleFolder, module_folder
+
+    folder = request.modules or module_folder(config.image)
+    if folder is None:
+        log.get(__name__).warning(
+            "no modules for this kernel are known, so the guest has only the drivers that are built in: give --modules DIR"
+        )
+        return []
+    return ModuleFolder(folder).closure(names)
 
 
 class _Runner:

@@ -1,5 +1,6 @@
 """A small initramfs: busybox and one script as the first process."""
 
+from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,6 +15,7 @@ mount -t proc proc /proc
 mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 /bin/busybox --install -s /bin
+for module in $(cat /modules/order 2>/dev/null); do insmod "/modules/$module"; done
 export PATH=/sbin:/bin HOME=/root TERM=linux
 mkdir -p /dev/pts
 mount -t devpts devpts /dev/pts
@@ -24,13 +26,13 @@ ip link set lo up
 
 _SHELL = """
 cd /root
-setsid cttyhack sh
+setsid cttyhack $inside sh
 """
 
 # The command has no input, so that it cannot wait for what nobody types; `stty` waits until its output has been taken.
 _COMMAND = """
 cd /root
-sh /command </dev/null
+$inside sh -c "$(cat /command)" </dev/null
 status=$?
 stty sane
 report-status $status
@@ -39,6 +41,45 @@ report-status $status
 _END = """
 sync
 poweroff -f
+"""
+
+# The words of the command line that Linux itself heeds where there is no initramfs.
+_ROOT = """
+root= type= flags= mode=ro init=/sbin/init
+for word in $(cat /proc/cmdline); do
+    case $word in
+        root=*) root=${word#root=} ;;
+        rootfstype=*) type=${word#rootfstype=} ;;
+        rootflags=*) flags=,${word#rootflags=} ;;
+        init=*) init=${word#init=} ;;
+        ro | rw) mode=$word ;;
+    esac
+done
+for try in $(seq 100); do
+    case $root in *=*) found=$(findfs "$root" 2>/dev/null) ;; *) found=$root ;; esac
+    [ -e "$found" ] || [ "$type" = 9p ] && break
+    usleep 100000
+done
+mkdir /newroot
+if ! mount -o "$mode$flags" ${type:+-t "$type"} "$found" /newroot; then
+    echo "cannot mount $root as the root file system; these block devices are there:"
+    cat /proc/partitions
+    poweroff -f
+fi
+"""
+
+_SWITCH_ROOT = """
+umount /dev/pts /tmp
+for place in /proc /sys /dev; do mount -o move "$place" "/newroot$place" || umount -l "$place"; done
+exec switch_root /newroot "$init"
+"""
+
+_STAY_INSIDE = """
+for place in /proc /sys /dev; do mount --bind "$place" "/newroot$place"; done
+mount -t devpts devpts /newroot/dev/pts
+for place in /tmp /run /root; do mount -t tmpfs tmpfs "/newroot$place"; done
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+inside="chroot /newroot"
 """
 
 
@@ -64,13 +105,27 @@ def find_busybox() -> Path:
     )
 
 
-def busybox_initramfs(script: str, files: dict[str, bytes] | None = None) -> bytes:
-    """An archive whose /init mounts /proc, /sys, /dev and /tmp and then does what `script` (for busybox's sh) says.
+Modules = list[tuple[str, bytes]]
+"""File name and content of kernel modules, in the order in which they are to be loaded."""
 
-    `files` are further executables, by path.
+
+class Root(Enum):
+    """What the initramfs does with the file system that the command line's root= names."""
+
+    NONE = ""
+    SWITCH = _ROOT + _SWITCH_ROOT
+    """Its own init goes on."""
+    STAY = _ROOT + _STAY_INSIDE
+    """A shell or a command is run in it, and its end is the guest's."""
+
+
+def busybox_initramfs(script: str, files: dict[str, bytes] | None = None, modules: Modules | None = None) -> bytes:
+    """An archive whose /init mounts /proc, /sys, /dev and /tmp, loads the modules, and then does what `script` says.
+
+    `script` is for busybox's sh; `files` are further executables, by path.
     """
     archive = CpioWriter()
-    for place in ("bin", "sbin", "dev", "proc", "sys", "root", "tmp", "etc"):
+    for place in ("bin", "sbin", "dev", "proc", "sys", "root", "tmp", "etc", "modules"):
         archive.folder(place)
     archive.character_device("dev/console", 5, 1)
     archive.character_device("dev/null", 1, 3, 0o666)
@@ -81,18 +136,21 @@ def busybox_initramfs(script: str, files: dict[str, bytes] | None = None) -> byt
         archive.file(f"sbin/{name}", _SHUTDOWN.format(name).encode(), 0o755)
     for path, content in (files or {}).items():
         archive.file(path, content, 0o755)
+    for name, content in modules or []:
+        archive.file(f"modules/{name}", content)
+    archive.file("modules/order", "".join(f"{name}\n" for name, _ in modules or []).encode())
     archive.file("init", (PROLOGUE + script).encode(), 0o755)
     return archive.finish()
 
 
-def shell_initramfs(window: WindowSize | None) -> bytes:
-    """An initramfs with a shell on the console; its end powers the guest off."""
+def shell_initramfs(window: WindowSize | None, root: Root, modules: Modules) -> bytes:
+    """An initramfs with a shell on the console, whose end powers the guest off, or one that goes on to a root."""
     size = f"stty rows {window.rows} cols {window.columns}\n" if window is not None else ""
-    return busybox_initramfs(size + _SHELL + _END)
+    return busybox_initramfs(size + root.value + _SHELL + _END, modules=modules)
 
 
-def command_initramfs(command: str, status_port: int, *, plain_newlines: bool) -> bytes:
+def command_initramfs(command: str, status_port: int, *, plain_newlines: bool, root: Root, modules: Modules) -> bytes:
     """An initramfs that runs a command, writes its exit status to an I/O port and powers off."""
-    script = ("stty -opost\n" if plain_newlines else "") + _COMMAND + _END
+    script = ("stty -opost\n" if plain_newlines else "") + root.value + _COMMAND + _END
     files = {"command": command.encode() + b"\n", "sbin/report-status": exit_program(status_port)}
-    return busybox_initramfs(script, files)
+    return busybox_initramfs(script, files, modules)

@@ -1,0 +1,143 @@
+"""The vbd back end: what it offers in xenstore, and its queues.  Source: xen/include/public/io/blkif.h."""
+
+import threading
+from collections.abc import Callable
+
+from vmm.devices.block.image import SECTOR_BYTES, RawImage
+from vmm.devices.block.protocol import LAYOUTS, MAX_INDIRECT_SEGMENTS, PROTOCOLS
+from vmm.devices.block.queue import Queue
+from vmm.devices.block.spec import Disk
+from vmm.devices.xenbus import Frontend, FrontendError
+from vmm.xenabi.cstruct import Abi
+from vmm.xenabi.interfaces import XenError
+
+MAX_RING_PAGE_ORDER = 4
+MAX_QUEUES = 8
+VDISK_READONLY = 4
+
+
+def open_disk(disk: Disk, vcpus: int) -> "BlockBackend":
+    """The back end of a disk that somebody asks for.  PyvmmError."""
+    image = RawImage(disk.path, read_only=disk.read_only, direct=disk.direct, checked=disk.format is None)
+    return BlockBackend(disk, image, vcpus)
+
+
+class BlockBackend:
+    """One disk.  Its methods belong to xenstore's thread; its queues have threads of their own."""
+
+    kind = "vbd"
+
+    def __init__(self, disk: Disk, image: RawImage, vcpus: int) -> None:
+        self.handle = disk.number
+        self._disk = disk
+        self._image = image
+        self._max_queues = min(disk.queues or vcpus, MAX_QUEUES)
+        self._queues: list[Queue] = []
+
+    def toolstack_keys(self) -> dict[str, str]:
+        """As libxl writes them; there are no hotplug scripts."""
+        return {
+            "params": str(self._disk.path),
+            "removable": "0",
+            "bootable": "1",
+            "dev": self._disk.name,
+            "type": "phy",
+            "mode": "r" if self._image.read_only else "w",
+            "device-type": "disk",
+            "discard-enable": "1" if self._disk.discard and not self._image.read_only else "0",
+            "specification": "xen",
+        }
+
+    def frontend_keys(self) -> dict[str, str]:
+        """As libxl writes them."""
+        return {"virtual-device": str(self.handle), "device-type": "disk", "trusted": "1"}
+
+    def features(self) -> dict[str, str]:
+        """What is known before the front end is there; as Linux's back end names them."""
+        image = self._image
+        offered = {
+            "feature-max-indirect-segments": str(MAX_INDIRECT_SEGMENTS),
+            "multi-queue-max-queues": str(self._max_queues),
+            "max-ring-page-order": str(MAX_RING_PAGE_ORDER),
+            "feature-flush-cache": "1",
+        }
+        if self._disk.discard and not image.read_only:
+            offered |= {
+                "discard-granularity": str(image.discard_granularity),
+                "discard-alignment": "0",
+                "discard-secure": "0",
+                "feature-discard": "1",
+            }
+        return offered | {"feature-barrier": "1", "feature-persistent": "1"}
+
+    def connect(self, frontend: Frontend, failed: Callable[[str], None]) -> dict[str, str]:
+        """Serve its rings: what Linux's back end writes at that point.  FrontendError."""
+        protocol = frontend.text("protocol") or next(iter(PROTOCOLS))
+        if protocol not in PROTOCOLS:
+            raise FrontendError(f"protocol {protocol!r} is not one of {', '.join(PROTOCOLS)}")
+        order = frontend.number("ring-page-order", 0)
+        queues = frontend.number("multi-queue-num-queues", 1)
+        if order > MAX_RING_PAGE_ORDER:
+            raise FrontendError(f"ring-page-order {order} is more than {MAX_RING_PAGE_ORDER}")
+        if not 1 <= queues <= self._max_queues:
+            raise FrontendError(f"multi-queue-num-queues {queues} is not 1 to {self._max_queues}")
+        several = frontend.text("multi-queue-num-queues") and queues > 1
+        try:
+            for number in range(queues):
+                folder = f"queue-{number}/" if several else ""
+                self._open(frontend, folder, order, PROTOCOLS[protocol], number, failed)
+        except (FrontendError, XenError):
+            self.disconnect(lambda: None)
+            raise
+        image = self._image
+        return {
+            "sectors": str(image.size_bytes // SECTOR_BYTES),
+            "info": str(VDISK_READONLY if image.read_only else 0),
+            "sector-size": str(image.sector_bytes),
+            "physical-sector-size": str(image.physical_sector_bytes),
+        }
+
+    def _open(
+        self, frontend: Frontend, folder: str, order: int, abi: Abi, number: int, failed: Callable[[str], None]
+    ) -> None:
+        if frontend.text("ring-page-order"):
+            refs = [frontend.number(f"{folder}ring-ref{page}") for page in range(1 << order)]
+        else:
+            refs = [frontend.number(f"{folder}ring-ref")]
+        port = frontend.number(f"{folder}event-channel")
+        try:
+            queue = Queue(
+                f"{self._disk.name}-{number}", self._image, frontend.pages, refs, LAYOUTS[abi],
+                persistent=frontend.flag("feature-persistent"), failed=failed,
+            )  # fmt: skip
+        except XenError:
+            raise FrontendError(f"{folder}ring-ref does not name pages that were granted to domain 0") from None
+        try:
+            channel = frontend.bind(port, queue.ring)
+        except FrontendError:
+            queue.stop(lambda: None)
+            raise
+        queue.start(channel)
+        self._queues.append(queue)
+
+    def disconnect(self, done: Callable[[], None]) -> None:
+        """Let every queue finish what it has taken."""
+        queues, self._queues = self._queues, []
+        running, lock = len(queues), threading.Lock()
+
+        def stopped() -> None:
+            nonlocal running
+            with lock:
+                running -= 1
+                last = not running
+            if last:
+                done()
+
+        if not queues:
+            done()
+        for queue in queues:
+            queue.stop(stopped)
+
+    def release(self) -> None:
+        """Close the file."""
+        self._image.close()
