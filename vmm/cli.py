@@ -14,6 +14,7 @@ from vmm.xenabi.transport import Transport
 
 if TYPE_CHECKING:
     from vmm.devices.block.spec import Disk
+    from vmm.devices.net.spec import Net
 
 EPILOG = """exit status of run:
   0  the guest powered off; with --exec, the status of the command
@@ -90,6 +91,14 @@ def _parser() -> _Parser:
         default=[],
         help="a disk, the first one xvda: ro, name=xvdc, direct (no host cache), queues=N, nodiscard, format=qcow2",
     )
+    run.add_argument(
+        "--net",
+        metavar="KIND[,OPTION...]",
+        action="append",
+        default=[],
+        help="a network card: tap, tap:NAME, bridge:NAME, or user (passt: needs no root); mac=ADDRESS, mtu=N, queues=N,"
+        " and for user hostfwd=tcp::8080-:80",
+    )
     run.add_argument("--name", default="guest", help="the domain's name in logs")
     run.add_argument("--console", metavar="WHERE", default="stdio", help=f"the PV console: {FORMS}")
     run.add_argument("--serial", metavar="WHERE", default="none", help="a 16550 on COM1: the same places (default none)")
@@ -145,6 +154,14 @@ def _disks(texts: list[str]) -> "tuple[Disk, ...]":
     return tuple(parse_disk(text, device_name(index)) for index, text in enumerate(texts))
 
 
+def _nets(texts: list[str]) -> "tuple[Net, ...]":
+    if not texts:
+        return ()
+    from vmm.devices.net.spec import parse_net
+
+    return tuple(map(parse_net, texts))
+
+
 def _config(options: argparse.Namespace) -> DomainConfig:
     from vmm.run import default_image
 
@@ -161,6 +178,7 @@ def _config(options: argparse.Namespace) -> DomainConfig:
         kvm_xen=not options.no_kvm_xen,
         xen_version=parse_xen_version(options.xen_version),
         disks=_disks(options.disk),
+        nets=_nets(options.net),
     ).checked()
 
 

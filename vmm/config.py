@@ -12,6 +12,7 @@ from vmm.xenabi.transport import Transport
 
 if TYPE_CHECKING:
     from vmm.devices.block.spec import Disk
+    from vmm.devices.net.spec import Net
 
 MIN_MEMORY_BYTES = 4 << 20
 MAX_VCPUS = 128
@@ -41,6 +42,7 @@ class DomainConfig(NamedTuple):
     kvm_xen: bool = True
     xen_version: XenVersion = XenVersion()
     disks: "tuple[Disk, ...]" = ()
+    nets: "tuple[Net, ...]" = ()
     features: Feature = COMBINATIONS["pvh-domU"]
 
     def checked(self) -> "DomainConfig":

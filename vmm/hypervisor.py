@@ -91,6 +91,10 @@ class Hypervisor:
             from vmm.devices.block.backend import open_disk  # most guests have none
 
             domain.bus.attach(open_disk(disk, domain.config.vcpus))
+        for handle, net in enumerate(domain.config.nets):
+            from vmm.devices.net.backend import open_net
+
+            domain.bus.attach(open_net(net, handle, domain.config.vcpus))
 
     def destroy_domain(self, domain: Domain) -> None:
         """Stop and release one domain; its domid is not used again."""

@@ -69,22 +69,26 @@ def _prepare(config: DomainConfig, request: Request) -> _Prepared:
         return _Prepared(image, [Module(name, memoryview(open_file(config.initrd, "initrd")))], own_initrd=False)
     if not request.default_initrd or not (image.is_linux or request.command is not None):
         return _Prepared(image, [], own_initrd=False)
-    from vmm.boot.initramfs import Root, WindowSize, command_initramfs, shell_initramfs
+    from vmm.boot.initramfs import Root, WindowSize, command_initramfs, dhcp_script, shell_initramfs
 
     root, modules = Root.NONE, _modules(config, request) if image.is_linux else []
     if any(word.startswith("root=") for word in config.command_line.split()):
         root = Root.SWITCH if request.command is None else Root.STAY
+    network = dhcp_script([f"eth{index}" for index, net in enumerate(config.nets) if net.kind == "user"])
     if request.command is not None:
-        archive = command_initramfs(request.command, EXIT_PORT, plain_newlines=not os.isatty(0), root=root, modules=modules)
+        archive = command_initramfs(
+            request.command, EXIT_PORT, plain_newlines=not os.isatty(0), root=root, modules=modules, network=network
+        )
     else:
         window = WindowSize(*reversed(os.get_terminal_size(0))) if os.isatty(0) else None
-        archive = shell_initramfs(window, root, modules)
+        archive = shell_initramfs(window, root, modules, network)
     return _Prepared(image, [Module("the initrd made of busybox", memoryview(archive))], own_initrd=True)
 
 
 def _modules(config: DomainConfig, request: Request) -> list[tuple[str, bytes]]:
     """The drivers that the guest needs for its devices, where its kernel has them as modules."""
     names = ["xen_blkfront", "ext4"] if config.disks else []
+    names += ["xen_netfront"] if config.nets else []
     names += [word.partition("=")[2] for word in config.command_line.split() if word.startswith("rootfstype=")]
     if not names:
         return []

@@ -20,6 +20,7 @@ class Counted:
 
     kind = "vbd"
     handle = 51712
+    fixed = frozenset({"mode"})
 
     def __init__(self) -> None:
         self.connects = self.disconnects = self.releases = 0
@@ -31,7 +32,7 @@ class Counted:
         return {"dev": "xvda"}
 
     def frontend_keys(self) -> dict[str, str]:
-        return {"virtual-device": "51712"}
+        return {"virtual-device": "51712", "mode": "w"}
 
     def features(self) -> dict[str, str]:
         return {"feature-flush-cache": "1"}
@@ -103,8 +104,9 @@ def test_a_new_device_waits_with_all_its_keys(world: World) -> None:
     assert world.read(f"{BACK}/frontend") == world.read(f"{LIBXL}/frontend") == FRONT.encode()
     assert world.read(f"{FRONT}/backend") == BACK.encode()
     assert world.read(f"{FRONT}/state") == b"1"
-    permissions = world.xenstore.run(lambda store: [str(p) for p in store.tree.nodes[f"{FRONT}/state"].permissions])
-    assert permissions == ["n1", "r0"]
+    for key, expected in (("state", ["n1", "r0"]), ("mode", ["n0", "r1"])):
+        node = world.xenstore.run(lambda store, key=key: store.tree.nodes[f"{FRONT}/{key}"])
+        assert [str(permission) for permission in node.permissions] == expected
 
 
 @pytest.mark.parametrize("ready", [State.INITIALISED, State.CONNECTED])

@@ -105,6 +105,27 @@ def find_busybox() -> Path:
     )
 
 
+DHCP = """
+cat >/bin/dhcp-event <<'END'
+#!/bin/sh
+[ "$1" = bound ] || exit 0
+ip addr add "$ip/$mask" dev "$interface"
+for gateway in $router; do ip route add default via "$gateway" dev "$interface"; done
+for server in $dns; do echo "nameserver $server"; done >>/etc/resolv.conf
+END
+chmod +x /bin/dhcp-event
+"""
+"""What `dhcp_script` needs once."""
+
+
+def dhcp_script(cards: list[str]) -> str:
+    """Lines for the script that bring network cards up and ask for their addresses."""
+    lines = [
+        f"ip link set {card} up; udhcpc -q -n -t 5 -T 1 -i {card} -s /bin/dhcp-event >/dev/null 2>&1\n" for card in cards
+    ]
+    return "".join([DHCP, *lines]) if lines else ""
+
+
 Modules = list[tuple[str, bytes]]
 """File name and content of kernel modules, in the order in which they are to be loaded."""
 
@@ -143,14 +164,16 @@ def busybox_initramfs(script: str, files: dict[str, bytes] | None = None, module
     return archive.finish()
 
 
-def shell_initramfs(window: WindowSize | None, root: Root, modules: Modules) -> bytes:
+def shell_initramfs(window: WindowSize | None, root: Root, modules: Modules, network: str) -> bytes:
     """An initramfs with a shell on the console, whose end powers the guest off, or one that goes on to a root."""
     size = f"stty rows {window.rows} cols {window.columns}\n" if window is not None else ""
-    return busybox_initramfs(size + root.value + _SHELL + _END, modules=modules)
+    return busybox_initramfs(size + network + root.value + _SHELL + _END, modules=modules)
 
 
-def command_initramfs(command: str, status_port: int, *, plain_newlines: bool, root: Root, modules: Modules) -> bytes:
+def command_initramfs(
+    command: str, status_port: int, *, plain_newlines: bool, root: Root, modules: Modules, network: str
+) -> bytes:
     """An initramfs that runs a command, writes its exit status to an I/O port and powers off."""
-    script = ("stty -opost\n" if plain_newlines else "") + root.value + _COMMAND + _END
+    script = ("stty -opost\n" if plain_newlines else "") + network + root.value + _COMMAND + _END
     files = {"command": command.encode() + b"\n", "sbin/report-status": exit_program(status_port)}
     return busybox_initramfs(script, files, modules)

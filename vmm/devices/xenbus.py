@@ -112,6 +112,8 @@ class Backend(Protocol):
     """`vbd`, `vif` or `9pfs`."""
     handle: int
     """Its number among its kind."""
+    fixed: frozenset[str]
+    """Keys among `frontend_keys` that the guest may only read."""
 
     def toolstack_keys(self) -> dict[str, str]:
         """What a toolstack writes for the back end."""
@@ -189,7 +191,7 @@ class Device:
         store.observe(f"{self._frontend_path}/state", self._changed)
         store.write(self._frontend_path, "", theirs)  # last: from now on the guest sees a whole device
         for key, value in frontend.items():
-            store.write(f"{self._frontend_path}/{key}", value)
+            store.write(f"{self._frontend_path}/{key}", value, ours if key in self.backend.fixed else None)
 
     def _changed(self) -> None:
         self._xenstore.post(self._follow)

@@ -1,12 +1,12 @@
 """The vbd back end: what it offers in xenstore, and its queues.  Source: xen/include/public/io/blkif.h."""
 
-import threading
 from collections.abc import Callable
 
 from vmm.devices.block.image import SECTOR_BYTES, RawImage
 from vmm.devices.block.protocol import LAYOUTS, MAX_INDIRECT_SEGMENTS, PROTOCOLS
 from vmm.devices.block.queue import Queue
 from vmm.devices.block.spec import Disk
+from vmm.devices.countdown import Countdown
 from vmm.devices.xenbus import Frontend, FrontendError
 from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.interfaces import XenError
@@ -26,6 +26,7 @@ class BlockBackend:
     """One disk.  Its methods belong to xenstore's thread; its queues have threads of their own."""
 
     kind = "vbd"
+    fixed = frozenset[str]()
 
     def __init__(self, disk: Disk, image: RawImage, vcpus: int) -> None:
         self.handle = disk.number
@@ -123,20 +124,9 @@ class BlockBackend:
     def disconnect(self, done: Callable[[], None]) -> None:
         """Let every queue finish what it has taken."""
         queues, self._queues = self._queues, []
-        running, lock = len(queues), threading.Lock()
-
-        def stopped() -> None:
-            nonlocal running
-            with lock:
-                running -= 1
-                last = not running
-            if last:
-                done()
-
-        if not queues:
-            done()
+        countdown = Countdown(len(queues), done)
         for queue in queues:
-            queue.stop(stopped)
+            queue.stop(countdown.one)
 
     def release(self) -> None:
         """Close the file."""

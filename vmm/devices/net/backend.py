@@ -1,0 +1,152 @@
+"""The vif back end: what it offers in xenstore, its queues, their wires.  Source: xen/include/public/io/netif.h."""
+
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+from vmm.devices.countdown import Countdown
+from vmm.devices.net.protocol import Gso
+from vmm.devices.net.queue import Options, Queue
+from vmm.devices.net.spec import Net
+from vmm.devices.net.tap import TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TapDevice
+from vmm.devices.net.wire import Wire
+from vmm.devices.xenbus import Bound, Frontend, FrontendError
+from vmm.xenabi.interfaces import XenError
+
+MAX_QUEUES = 8
+_GSO_KEYS = {"feature-gso-tcpv4": (Gso.TCPV4, TUN_F_TSO4), "feature-gso-tcpv6": (Gso.TCPV6, TUN_F_TSO6)}
+
+
+class Network(Protocol):
+    """What a card is plugged into."""
+
+    offloads: bool
+
+    def wires(self, queues: int, offload: int) -> Sequence[Wire]:
+        """A wire for each queue; `offload` holds TUN_F_* for what the guest completes itself.  OSError."""
+        ...
+
+    def unplug(self) -> None:
+        """The wires are not used any more, until `wires` is called again."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def open_net(net: Net, handle: int, vcpus: int) -> "NetBackend":
+    """The back end of a card that somebody asks for.  PyvmmError."""
+    if net.kind == "user":
+        from vmm.devices.net.passt import UserNetwork
+
+        return NetBackend(net, handle, UserNetwork(net), 1)
+    queues = min(net.queues or vcpus, MAX_QUEUES)
+    return NetBackend(net, handle, TapDevice(net, several=queues > 1), queues)
+
+
+class NetBackend:
+    """One card.  Its methods belong to xenstore's thread; its queues have threads of their own."""
+
+    kind = "vif"
+    fixed = frozenset({"mtu"})
+
+    def __init__(self, net: Net, handle: int, network: Network, max_queues: int) -> None:
+        self.handle = handle
+        self._net = net
+        self._network = network
+        self._max_queues = max_queues
+        self._queues: list[Queue] = []
+
+    def toolstack_keys(self) -> dict[str, str]:
+        """As libxl writes them; there are no hotplug scripts."""
+        bridge = {"bridge": self._net.name} if self._net.kind == "bridge" else {}
+        return {"mac": self._net.mac, **bridge, "handle": str(self.handle), "type": "vif"}
+
+    def frontend_keys(self) -> dict[str, str]:
+        """As libxl writes them."""
+        return {"handle": str(self.handle), "mac": self._net.mac, "trusted": "1", "mtu": str(self._net.mtu)}
+
+    def features(self) -> dict[str, str]:
+        """What is known before the front end is there; as Linux's back end names them."""
+        offloads = "1" if self._network.offloads else "0"
+        return {
+            "feature-sg": "1",
+            "feature-gso-tcpv4": offloads,
+            "feature-gso-tcpv6": offloads,
+            "feature-ipv6-csum-offload": offloads,
+            "feature-rx-copy": "1",
+            "feature-rx-flip": "0",
+            "feature-multicast-control": "1",
+            "feature-dynamic-multicast-control": "1",
+            "feature-split-event-channels": "1",
+            "multi-queue-max-queues": str(self._max_queues),
+        }
+
+    def connect(self, frontend: Frontend, failed: Callable[[str], None]) -> dict[str, str]:
+        """Serve its rings.  FrontendError, OSError."""
+        if not frontend.flag("request-rx-copy"):
+            raise FrontendError("the front end wants pages flipped, which nobody does any more (request-rx-copy)")
+        if not frontend.flag("feature-rx-notify"):
+            raise FrontendError("the front end does not say when it has room to receive (feature-rx-notify)")
+        queues = frontend.number("multi-queue-num-queues", 1)
+        if not 1 <= queues <= self._max_queues:
+            raise FrontendError(f"multi-queue-num-queues {queues} is not 1 to {self._max_queues}")
+        gathers = frontend.flag("feature-sg")
+        kinds = [which for key, which in _GSO_KEYS.items() if gathers and self._network.offloads and frontend.flag(key)]
+        options = Options(
+            gathers, frozenset(kind for kind, _ in kinds), self._net.mtu, frontend.flag("request-multicast-control")
+        )
+        offload = sum(flag for _, flag in kinds)
+        if not frontend.flag("feature-no-csum-offload"):
+            offload |= TUN_F_CSUM
+        wires = self._network.wires(queues, offload if offload & TUN_F_CSUM else 0)
+        several = queues > 1
+        try:
+            for number, wire in enumerate(wires):
+                self._open(frontend, f"queue-{number}/" if several else "", number, wire, options, failed)
+        except FrontendError:
+            self.disconnect(lambda: None)
+            raise
+        return {}
+
+    def _open(
+        self, frontend: Frontend, folder: str, number: int, wire: Wire, options: Options, failed: Callable[[str], None]
+    ) -> None:
+        refs = frontend.number(f"{folder}tx-ring-ref"), frontend.number(f"{folder}rx-ring-ref")
+        try:
+            queue = Queue(f"vif{self.handle}-{number}", wire, frontend.pages, *refs, options, failed)
+        except XenError:
+            raise FrontendError(f"{folder}tx-ring-ref or rx-ring-ref does not name a page granted to domain 0") from None
+        bound: list[Bound] = []
+        try:
+            if frontend.text(f"{folder}event-channel-tx"):
+                bound.append(frontend.bind(frontend.number(f"{folder}event-channel-tx"), queue.ring_tx))
+                bound.append(frontend.bind(frontend.number(f"{folder}event-channel-rx"), queue.ring_rx))
+            else:
+
+                def both() -> None:
+                    queue.ring_tx()
+                    queue.ring_rx()
+
+                bound.append(frontend.bind(frontend.number(f"{folder}event-channel"), both))
+        except FrontendError:
+            for channel in bound:
+                channel.close()
+            queue.stop(lambda: None)
+            raise
+        queue.start(bound[0], bound[-1])
+        self._queues.append(queue)
+
+    def disconnect(self, done: Callable[[], None]) -> None:
+        """Stop every queue."""
+
+        def stopped() -> None:
+            self._network.unplug()
+            done()
+
+        queues, self._queues = self._queues, []
+        countdown = Countdown(len(queues), stopped)
+        for queue in queues:
+            queue.stop(countdown.one)
+
+    def release(self) -> None:
+        """Let the wires go."""
+        self._network.close()

@@ -1,0 +1,330 @@
+"""One pair of rings of a network card and the thread that serves it.
+
+Everything that a front end's packets may do lives here.  Data go between the guest's own pages and the wire in one
+system call; requests and the headers of a packet are copied before they are looked at.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+from vmm.devices.granted import GrantedPages
+from vmm.devices.net.offload import (
+    DATA_VALID,
+    FROM_HEADER,
+    GSO_ECN,
+    HEADER,
+    NEEDS_CSUM,
+    PEEK_BYTES,
+    PLAIN,
+    NoTransport,
+    header_for,
+)
+from vmm.devices.net.protocol import (
+    EXTRA,
+    EXTRA_GSO,
+    EXTRA_MORE,
+    MAX_EXTRAS,
+    MAX_PACKET_BYTES,
+    MAX_SLOTS,
+    RX_REQUEST,
+    RX_RESPONSE,
+    TX_REQUEST,
+    TX_RESPONSE,
+    Extra,
+    Gso,
+    RxFlag,
+    Status,
+    TxFlag,
+)
+from vmm.devices.net.wire import Gone, Wire
+from vmm.devices.shared_ring import RingBroken
+from vmm.devices.xenbus import Bound
+from vmm.eventloop import Doorbell, EventLoop
+from vmm.xenabi.constants import PAGE_BYTES
+from vmm.xenabi.interfaces import XenError
+
+ETHERNET_BYTES, VLAN_BYTES = 14, 4
+FATAL_SLOTS = 20
+"""Pieces of a packet that no honest front end sends (Linux's back end draws the line there, too)."""
+PACKETS_A_TURN = 64
+BROADCAST = b"\xff" * 6
+MAX_MULTICAST = 64
+
+
+class Options(NamedTuple):
+    """What the front end takes."""
+
+    scatter_gather: bool = False
+    gso: frozenset[Gso] = frozenset()
+    mtu: int = 1500
+    multicast_control: bool = False
+
+
+class PacketBroken(Exception):
+    """The front end has sent what no packet can be; the card is closed."""
+
+
+class _Piece(NamedTuple):
+    """A transmit request."""
+
+    ref: int
+    offset: int
+    flags: int
+    id: int
+    size: int
+
+
+class _Slot(NamedTuple):
+    """A receive request, and its page, mapped."""
+
+    id: int
+    ref: int
+    page: memoryview
+
+
+class Queue:
+    """Owned by its own thread after `start`."""
+
+    def __init__(
+        self, name: str, wire: Wire, pages: GrantedPages, tx_ref: int, rx_ref: int, options: Options,
+        failed: Callable[[str], None],
+    ) -> None:  # fmt: skip
+        self._wire = wire
+        self._pages = pages
+        self._options = options
+        self._failed = failed
+        self._refs: list[int] = []
+        self._tx = pages.map_ring([tx_ref], TX_REQUEST.size)
+        self._refs.append(tx_ref)
+        try:
+            self._rx = pages.map_ring([rx_ref], RX_REQUEST.size)
+        except XenError:
+            pages.unmap(tx_ref, write=True)
+            raise
+        self._refs.append(rx_ref)
+        self._pending: deque[bytes] = deque()
+        self._posted: deque[bytes] = deque()
+        self._slots: deque[_Slot] = deque()
+        self._header = bytearray(HEADER.size)
+        self._multicast: set[bytes] = set()
+        self._stalled = False
+        self._broken = False
+        largest = MAX_PACKET_BYTES if options.gso else options.mtu + ETHERNET_BYTES + VLAN_BYTES
+        # One more than the data needs: with segments to cut, the second slot tells of them.
+        self._needed = -(-largest // PAGE_BYTES) + 1 if options.scatter_gather else 1
+        self._tx_channel: Bound | None = None
+        self._rx_channel: Bound | None = None
+        self._loop = EventLoop(name)
+        self.ring_tx = Doorbell(self._loop, self._guarded(self._transmit)).ring
+        self.ring_rx = Doorbell(self._loop, self._guarded(self._room)).ring
+        self._receive_some = self._guarded(self._receive)
+
+    def start(self, tx_channel: Bound, rx_channel: Bound) -> None:
+        """Serve the rings; both channels may be the same."""
+        self._tx_channel, self._rx_channel = tx_channel, rx_channel
+        self._loop.watch(self._wire.fileno(), self._receive_some)
+        self._loop.start()
+        self.ring_tx()
+
+    def stop(self, done: Callable[[], None]) -> None:
+        """Unmap everything, end the thread, then call `done` in it.  From any thread."""
+
+        def end() -> None:
+            for channel in {self._tx_channel, self._rx_channel} - {None}:
+                if channel is not None:
+                    channel.close()
+            self._broken = True
+            while self._slots:
+                self._pages.unmap(self._slots.pop().ref, write=True)
+            for ref in self._refs:
+                self._pages.unmap(ref, write=True)
+            done()
+
+        self._loop.end(end)
+
+    def _guarded(self, serve: Callable[[], None]) -> Callable[[], None]:
+        def guarded() -> None:
+            if self._broken:
+                return
+            try:
+                serve()
+            except (RingBroken, PacketBroken) as error:
+                self._fail(f"the front end broke its ring: {error}")
+            except Gone as error:
+                self._fail(str(error))
+
+        return guarded
+
+    def _fail(self, why: str) -> None:
+        self._broken = True
+        if not self._stalled:
+            self._loop.unwatch(self._wire.fileno())
+        self._failed(why)
+
+    # ------------------------------------------------------------------------------ from the guest
+
+    def _transmit(self) -> None:
+        ring = self._tx
+        while True:
+            self._pending.extend(ring.take())
+            while self._transmit_one():
+                pass
+            if ring.push() and self._tx_channel is not None:
+                self._tx_channel.notify()
+            if not ring.rearm():
+                return
+
+    def _transmit_one(self) -> bool:
+        """Send the next packet; False where not all of it is there."""
+        pending = self._pending
+        if not pending:
+            return False
+        pieces = [_Piece._make(TX_REQUEST.unpack(pending[0]))]
+        extras: list[tuple[int, int, bytes]] = []
+        taken = 1
+        if pieces[0].flags & TxFlag.EXTRA_INFO:
+            while not extras or extras[-1][1] & EXTRA_MORE:
+                if taken == len(pending):
+                    return False
+                extras.append(EXTRA.unpack_from(pending[taken]))
+                taken += 1
+                if len(extras) > MAX_EXTRAS:
+                    raise PacketBroken("a packet with extra information without end")
+        while pieces[-1].flags & TxFlag.MORE_DATA:
+            if taken == len(pending):
+                return False
+            pieces.append(_Piece._make(TX_REQUEST.unpack(pending[taken])))
+            taken += 1
+            if len(pieces) > FATAL_SLOTS:
+                raise PacketBroken(f"a packet of more than {FATAL_SLOTS} pieces")
+        for _ in range(taken):
+            pending.popleft()
+        status = self._packet(pieces, extras)
+        respond = self._tx.respond
+        respond(TX_RESPONSE.pack(pieces[0].id, status))
+        for _ in extras:
+            respond(TX_RESPONSE.pack(0, Status.NULL))
+        for piece in pieces[1:]:
+            respond(TX_RESPONSE.pack(piece.id, status))
+        return True
+
+    def _packet(self, pieces: list[_Piece], extras: list[tuple[int, int, bytes]]) -> Status:
+        gso, segment = Gso.NONE, 0
+        for kind, _, body in extras:
+            if kind == Extra.GSO:
+                segment, number, _ = EXTRA_GSO.unpack(body)
+                if number not in (Gso.TCPV4, Gso.TCPV6) or not segment:
+                    raise PacketBroken(f"GSO type {number} with segments of {segment} bytes")
+                gso = Gso(number)
+            elif kind in (Extra.MCAST_ADD, Extra.MCAST_DEL):
+                return self._heed_multicast(kind, body)
+        total, rest = pieces[0].size, sum(piece.size for piece in pieces[1:])
+        first = total - rest
+        if first <= 0 or total < ETHERNET_BYTES or len(pieces) > MAX_SLOTS:
+            return Status.ERROR
+        views: list[memoryview] = []
+        mapped = 0
+        try:
+            for piece in pieces:
+                size = piece.size if mapped else first
+                if piece.offset + size > PAGE_BYTES:
+                    return Status.ERROR
+                page = self._pages.map(piece.ref, write=False)
+                mapped += 1
+                views.append(page[piece.offset : piece.offset + size])
+            header = PLAIN
+            if pieces[0].flags & TxFlag.CSUM_BLANK or gso is not Gso.NONE:
+                head = b"".join(bytes(view[:PEEK_BYTES]) for view in views[:2])[:PEEK_BYTES]
+                header = header_for(head, gso, segment)
+            return Status.OKAY if self._wire.send(header, views) else Status.DROPPED
+        except (XenError, NoTransport):
+            return Status.ERROR
+        finally:
+            for piece in pieces[:mapped]:
+                self._pages.unmap(piece.ref, write=False)
+
+    def _heed_multicast(self, kind: int, address: bytes) -> Status:
+        if not self._options.multicast_control or not address[0] & 1:
+            return Status.ERROR
+        if kind == Extra.MCAST_DEL:
+            self._multicast.discard(address)
+        elif len(self._multicast) >= MAX_MULTICAST:
+            return Status.ERROR
+        else:
+            self._multicast.add(address)
+        return Status.OKAY
+
+    # -------------------------------------------------------------------------------- to the guest
+
+    def _room(self) -> None:
+        """The guest has posted more room to receive in."""
+        if self._stalled:
+            self._stalled = False
+            self._loop.watch(self._wire.fileno(), self._receive_some)
+
+    def _receive(self) -> None:
+        for _ in range(PACKETS_A_TURN):
+            if not self._prepare():
+                break
+            slots, needed = self._slots, self._needed
+            views = [slots[0].page, *(slots[index].page for index in range(2, needed))]
+            size = self._wire.receive(self._header, views)
+            if size is None:
+                break
+            if size > 0 and self._wanted(slots[0].page):
+                self._hand_over(size)
+        if self._rx.push() and self._rx_channel is not None:
+            self._rx_channel.notify()
+
+    def _prepare(self) -> bool:
+        """Have room for the largest packet; False where the guest has to post more first."""
+        slots, posted = self._slots, self._posted
+        while len(slots) < self._needed:
+            if not posted:
+                posted.extend(self._rx.take())
+            if not posted:
+                if self._rx.rearm(self._needed - len(slots)):
+                    continue
+                self._stalled = True
+                self._loop.unwatch(self._wire.fileno())
+                return False
+            number, ref = RX_REQUEST.unpack(posted.popleft())
+            try:
+                slots.append(_Slot(number, ref, self._pages.map(ref, write=True)))
+            except XenError:
+                self._rx.respond(RX_RESPONSE.pack(number, 0, 0, Status.ERROR))
+        return True
+
+    def _wanted(self, page: memoryview) -> bool:
+        if not self._options.multicast_control or not page[0] & 1:
+            return True
+        address = bytes(page[:6])
+        return address == BROADCAST or address in self._multicast
+
+    def _hand_over(self, size: int) -> None:
+        flags, kind, _, segment, _, _ = HEADER.unpack(self._header)
+        gso = FROM_HEADER.get(kind & ~GSO_ECN, Gso.NONE)
+        told = 0
+        if flags & NEEDS_CSUM:
+            told = RxFlag.CSUM_BLANK | RxFlag.DATA_VALIDATED
+        elif flags & DATA_VALID:
+            told = RxFlag.DATA_VALIDATED
+        slots, respond = self._slots, self._rx.respond
+        pages = -(-size // PAGE_BYTES)
+        if gso is Gso.NONE and pages > 1:
+            # The second slot was left out, for segments that do not come: a large frame moves up by a page.
+            for index in range(1, pages):
+                part = min(size - index * PAGE_BYTES, PAGE_BYTES)
+                slots[index].page[:part] = slots[index + 1].page[:part]
+        for index in range(pages):
+            slot = slots.popleft()
+            self._pages.unmap(slot.ref, write=True)
+            part = min(size - index * PAGE_BYTES, PAGE_BYTES)
+            more = RxFlag.MORE_DATA if index < pages - 1 else 0
+            if index == 0 and gso is not Gso.NONE:
+                respond(RX_RESPONSE.pack(slot.id, 0, told | more | RxFlag.EXTRA_INFO, part))
+                self._pages.unmap(slots.popleft().ref, write=True)
+                respond(EXTRA.pack(Extra.GSO, 0, EXTRA_GSO.pack(segment, gso, 0)))
+            else:
+                respond(RX_RESPONSE.pack(slot.id, 0, (told if index == 0 else 0) | more, part))
