@@ -15,6 +15,7 @@ from vmm.xenabi.transport import Transport
 if TYPE_CHECKING:
     from vmm.devices.block.spec import Disk
     from vmm.devices.net.spec import Net
+    from vmm.devices.ninep.spec import Share
 
 EPILOG = """exit status of run:
   0  the guest powered off; with --exec, the status of the command
@@ -99,6 +100,16 @@ def _parser() -> _Parser:
         help="a network card: tap, tap:NAME, bridge:NAME, or user (passt: needs no root); mac=ADDRESS, mtu=N, queues=N,"
         " and for user hostfwd=tcp::8080-:80",
     )
+    run.add_argument(
+        "--share",
+        metavar="PATH[,OPTION...]",
+        action="append",
+        default=[],
+        help="a folder of the host's, for `mount -t 9p -o trans=xen TAG DIR`: tag=NAME (default share0), ro",
+    )
+    run.add_argument(
+        "--root", choices=["host"], help="use the host's own root, read-only, as the guest's, for --exec or a shell"
+    )
     run.add_argument("--name", default="guest", help="the domain's name in logs")
     run.add_argument("--console", metavar="WHERE", default="stdio", help=f"the PV console: {FORMS}")
     run.add_argument("--serial", metavar="WHERE", default="none", help="a 16550 on COM1: the same places (default none)")
@@ -162,6 +173,14 @@ def _nets(texts: list[str]) -> "tuple[Net, ...]":
     return tuple(map(parse_net, texts))
 
 
+def _shares(texts: list[str]) -> "tuple[Share, ...]":
+    if not texts:
+        return ()
+    from vmm.devices.ninep.spec import parse_share
+
+    return tuple(parse_share(text, f"share{index}") for index, text in enumerate(texts))
+
+
 def _config(options: argparse.Namespace) -> DomainConfig:
     from vmm.run import default_image
 
@@ -179,6 +198,7 @@ def _config(options: argparse.Namespace) -> DomainConfig:
         xen_version=parse_xen_version(options.xen_version),
         disks=_disks(options.disk),
         nets=_nets(options.net),
+        shares=_shares([*options.share, *(["/,ro,tag=host"] if options.root else [])]),
     ).checked()
 
 
@@ -196,6 +216,7 @@ def _run(options: argparse.Namespace) -> int:
         default_initrd=not options.no_initrd,
         xenstore=options.xenstore,
         modules=_module_folder(options.modules),
+        host_root=options.root is not None,
     )
     return run_guest(_config(options), request)
 

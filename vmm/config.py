@@ -13,6 +13,7 @@ from vmm.xenabi.transport import Transport
 if TYPE_CHECKING:
     from vmm.devices.block.spec import Disk
     from vmm.devices.net.spec import Net
+    from vmm.devices.ninep.spec import Share
 
 MIN_MEMORY_BYTES = 4 << 20
 MAX_VCPUS = 128
@@ -43,6 +44,7 @@ class DomainConfig(NamedTuple):
     xen_version: XenVersion = XenVersion()
     disks: "tuple[Disk, ...]" = ()
     nets: "tuple[Net, ...]" = ()
+    shares: "tuple[Share, ...]" = ()
     features: Feature = COMBINATIONS["pvh-domU"]
 
     def checked(self) -> "DomainConfig":
@@ -68,6 +70,10 @@ class DomainConfig(NamedTuple):
                 raise UsageError(
                     f"two disks are both {disk.name}; name one of them otherwise: --disk {disk.path},name=xvdz"
                 )
+        tags = [share.tag for share in self.shares]
+        for tag in tags:
+            if tags.count(tag) > 1:
+                raise UsageError(f"two shares are both {tag!r}; name one otherwise: --share PATH,tag=NAME")
         return self
 
 

@@ -48,6 +48,11 @@ class EventLoop:
         if fd in self._readers:
             self._epoll.modify(fd, select.EPOLLOUT if wanted else select.EPOLLIN)
 
+    def watch_room(self, fd: int, wanted: bool) -> None:
+        """Run a watched descriptor's callback also when it can be written; or only when it can be read again."""
+        if fd in self._readers:
+            self._epoll.modify(fd, select.EPOLLIN | (select.EPOLLOUT if wanted else 0))
+
     def unwatch(self, fd: int) -> None:
         if self._readers.pop(fd, None) is not None:
             self._epoll.unregister(fd)

@@ -95,6 +95,10 @@ class Hypervisor:
             from vmm.devices.net.backend import open_net
 
             domain.bus.attach(open_net(net, handle, domain.config.vcpus))
+        for handle, share in enumerate(domain.config.shares):
+            from vmm.devices.ninep.backend import ShareBackend
+
+            domain.bus.attach(ShareBackend(share, handle))
 
     def destroy_domain(self, domain: Domain) -> None:
         """Stop and release one domain; its domid is not used again."""

@@ -36,12 +36,16 @@ class Request(NamedTuple):
     default_initrd: bool = True
     xenstore: Path | None = None
     modules: Path | None = None
+    host_root: bool = False
 
 
 def run_guest(config: DomainConfig, request: Request) -> int:
     """Start the guest that `config` describes and wait for its end: the exit status.  PyvmmError."""
     if config.console == config.serial == "stdio":
         raise UsageError("--console and --serial cannot both be stdio; give --console another place, or none")
+    if request.host_root:
+        words = "root=host rootfstype=9p rootflags=trans=xen,version=9p2000.L,cache=loose,msize=262144 ro"
+        config = config._replace(command_line=f"{words} {config.command_line}".strip())
     prepared = _prepare(config, request)
     runner: _Runner | None = None
     previous = signal.signal(signal.SIGTERM, _terminate)
@@ -73,7 +77,7 @@ def _prepare(config: DomainConfig, request: Request) -> _Prepared:
 
     root, modules = Root.NONE, _modules(config, request) if image.is_linux else []
     if any(word.startswith("root=") for word in config.command_line.split()):
-        root = Root.SWITCH if request.command is None else Root.STAY
+        root = Root.SWITCH if request.command is None and not request.host_root else Root.STAY
     network = dhcp_script([f"eth{index}" for index, net in enumerate(config.nets) if net.kind == "user"])
     if request.command is not None:
         archive = command_initramfs(
@@ -89,6 +93,7 @@ def _modules(config: DomainConfig, request: Request) -> list[tuple[str, bytes]]:
     """The drivers that the guest needs for its devices, where its kernel has them as modules."""
     names = ["xen_blkfront", "ext4"] if config.disks else []
     names += ["xen_netfront"] if config.nets else []
+    names += ["9pnet_xen", "9p"] if config.shares else []
     names += [word.partition("=")[2] for word in config.command_line.split() if word.startswith("rootfstype=")]
     if not names:
         return []

@@ -26,13 +26,13 @@ ip link set lo up
 
 _SHELL = """
 cd /root
-setsid cttyhack $inside sh
+setsid cttyhack $inside /bin/sh
 """
 
 # The command has no input, so that it cannot wait for what nobody types; `stty` waits until its output has been taken.
 _COMMAND = """
 cd /root
-$inside sh -c "$(cat /command)" </dev/null
+$inside /bin/sh -c "$(cat /command)" </dev/null
 status=$?
 stty sane
 report-status $status

@@ -34,9 +34,10 @@ class GrantedPages:
         """End the use that `map` began."""
         self._grants.release(GrantRef(ref), write=write)
 
-    def map_shared(self, ref: int) -> SharedBytes:
-        """A granted page that this side changes, too, with atomic access."""
-        return self._memory.shared(Gpa(self._acquire(ref, write=True) * PAGE_BYTES), PAGE_BYTES)
+    def map_shared(self, ref: int) -> tuple[SharedBytes, memoryview]:
+        """A granted page that both sides change: with atomic access, and its bytes."""
+        gfn = self._acquire(ref, write=True)
+        return self._memory.shared(Gpa(gfn * PAGE_BYTES), PAGE_BYTES), self._memory.page(gfn)
 
     def map_ring(self, refs: list[int], entry_bytes: int) -> SharedRing:
         """A ring over granted pages; XenError(EINVAL, EACCES), and then none of them stays mapped."""

@@ -1,0 +1,80 @@
+"""The 9pfs back end: what it offers in xenstore, its rings, and its server.  Source: xen/docs/misc/9pfs.pandoc."""
+
+from collections.abc import Callable
+
+from vmm.devices.ninep.mover import Mover
+from vmm.devices.ninep.ring import MAX_ORDER, RingBroken, ShareRing
+from vmm.devices.ninep.server import Server, find_server
+from vmm.devices.ninep.spec import Share
+from vmm.devices.xenbus import Bound, Frontend, FrontendError
+from vmm.xenabi.interfaces import XenError
+
+MAX_RINGS = 8
+
+
+class ShareBackend:
+    """One shared folder.  Its methods belong to xenstore's thread; its messages are moved by another."""
+
+    kind = "9pfs"
+    fixed = frozenset[str]()
+
+    def __init__(self, share: Share, handle: int) -> None:
+        """PyvmmError where the host has no server."""
+        find_server()
+        self.handle = handle
+        self._share = share
+        self._mover: Mover | None = None
+
+    def toolstack_keys(self) -> dict[str, str]:
+        """As libxl writes them."""
+        return {"path": str(self._share.path), "security_model": "none"}
+
+    def frontend_keys(self) -> dict[str, str]:
+        """As libxl writes them."""
+        return {"tag": self._share.tag}
+
+    def features(self) -> dict[str, str]:
+        """What is known before the front end is there."""
+        return {"versions": "1", "max-rings": str(MAX_RINGS), "max-ring-page-order": str(MAX_ORDER)}
+
+    def connect(self, frontend: Frontend, failed: Callable[[str], None]) -> dict[str, str]:
+        """Start a server for the guest and serve its rings.  FrontendError, OSError."""
+        if frontend.text("version") != "1":
+            raise FrontendError(f"version is {frontend.text('version')!r}, not 1")
+        count = frontend.number("num-rings")
+        if not 1 <= count <= MAX_RINGS:
+            raise FrontendError(f"num-rings {count} is not 1 to {MAX_RINGS}")
+        rings: list[ShareRing] = []
+        try:
+            for number in range(count):
+                rings.append(ShareRing(frontend.pages, frontend.number(f"ring-ref{number}")))
+        except (XenError, RingBroken, FrontendError) as error:
+            for ring in rings:
+                ring.close()
+            reason = "does not name pages granted to domain 0" if isinstance(error, XenError) else str(error)
+            raise FrontendError(f"ring-ref{len(rings)}: {reason}") from None
+        server = Server(self._share.path, read_only=self._share.read_only)
+        mover = Mover(f"9pfs-{self._share.tag}", server, rings, bytes(self._share.path), failed)
+        channels: list[Bound] = []
+        try:
+            for number in range(count):
+                channels.append(frontend.bind(frontend.number(f"event-channel-{number}"), mover.ring))
+        except FrontendError:
+            for channel in channels:
+                channel.close()
+            mover.stop(lambda: None)
+            raise
+        mover.start(channels)
+        self._mover = mover
+        return {}
+
+    def disconnect(self, done: Callable[[], None]) -> None:
+        """End the server."""
+        mover, self._mover = self._mover, None
+        if mover is None:
+            done()
+        else:
+            mover.stop(done)
+
+    def release(self) -> None:
+        """Nothing is left."""
