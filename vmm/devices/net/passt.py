@@ -3,14 +3,11 @@
 Source: passt(1); the stream's form is QEMU's for `-netdev stream`.
 """
 
-import os
 import shutil
-import signal
-import socket
 import struct
-import subprocess
 from collections.abc import Sequence
 
+from vmm.devices.helper import Helper
 from vmm.devices.net.offload import PLAIN
 from vmm.devices.net.spec import Net
 from vmm.devices.net.wire import Gone
@@ -59,18 +56,10 @@ class PasstStream:
         program = shutil.which("passt")
         if program is None:
             raise PyvmmError("--net user needs the program passt, which this host has not; install it (Debian: passt)")
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
-        for end in (ours, theirs):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
-        # Its own session, so that Ctrl-C at the terminal is for pyvmm alone.
-        with theirs:
-            self._process = subprocess.Popen(
-                [program, "--foreground", "--quiet", "--fd", str(theirs.fileno()), *arguments],
-                pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL, start_new_session=True,
-            )  # fmt: skip
-        ours.setblocking(False)
-        self._socket = ours
+        self._helper = Helper(
+            "passt", lambda fd: [program, "--foreground", "--quiet", "--stderr", "--fd", fd, *arguments], BUFFER_BYTES
+        )
+        self._socket = self._helper.socket
         self._unsent = b""
         self._expected = 0
         self._got = 0
@@ -153,19 +142,10 @@ class PasstStream:
         return taken
 
     def _gone(self) -> Gone:
-        try:
-            status = self._process.wait(1)
-        except subprocess.TimeoutExpired:
-            return Gone("passt has hung up")
-        return Gone(f"passt has ended ({signal.Signals(-status).name if status < 0 else f'status {status}'})")
+        return Gone(self._helper.how_it_ended())
 
     def close(self) -> None:
-        self._socket.close()
-        try:
-            self._process.wait(1)
-        except subprocess.TimeoutExpired:
-            os.kill(self._process.pid, signal.SIGKILL)
-            self._process.wait()
+        self._helper.close()
 
 
 def _between(views: Sequence[memoryview], start: int, end: int) -> list[memoryview]:

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from vmm.devices.ninep.mover import Mover
 from vmm.devices.ninep.ring import MAX_ORDER, RingBroken, ShareRing
-from vmm.devices.ninep.server import Server, find_server
+from vmm.devices.ninep.server import find_server, start_server
 from vmm.devices.ninep.spec import Share
 from vmm.devices.xenbus import Bound, Frontend, FrontendError
 from vmm.xenabi.interfaces import XenError
@@ -53,7 +53,7 @@ class ShareBackend:
                 ring.close()
             reason = "does not name pages granted to domain 0" if isinstance(error, XenError) else str(error)
             raise FrontendError(f"ring-ref{len(rings)}: {reason}") from None
-        server = Server(self._share.path, read_only=self._share.read_only)
+        server = start_server(self._share.path, read_only=self._share.read_only)
         mover = Mover(f"9pfs-{self._share.tag}", server, rings, bytes(self._share.path), failed)
         channels: list[Bound] = []
         try:

@@ -7,8 +7,8 @@ import os
 import struct
 from collections.abc import Callable
 
+from vmm.devices.helper import Helper
 from vmm.devices.ninep.ring import RingBroken, ShareRing
-from vmm.devices.ninep.server import Server
 from vmm.devices.xenbus import Bound
 from vmm.eventloop import Doorbell, EventLoop
 
@@ -37,7 +37,7 @@ class Mover:
     """Owned by its own thread after `start`."""
 
     def __init__(
-        self, name: str, server: Server, rings: list[ShareRing], root: bytes, failed: Callable[[str], None]
+        self, name: str, server: Helper, rings: list[ShareRing], root: bytes, failed: Callable[[str], None]
     ) -> None:
         self._server = server
         self._root = root

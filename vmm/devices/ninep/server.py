@@ -2,11 +2,9 @@
 
 import os
 import shutil
-import signal
-import socket
-import subprocess
 from pathlib import Path
 
+from vmm.devices.helper import Helper
 from vmm.errors import PyvmmError
 
 BUFFER_BYTES = 1 << 20
@@ -20,37 +18,16 @@ def find_server() -> str:
     return found
 
 
-class Server:
-    """A running server and the stream to it."""
-
-    def __init__(self, path: Path, *, read_only: bool) -> None:
-        """OSError where it cannot be started."""
-        self.socket, theirs = socket.socketpair()
-        for end in (self.socket, theirs):
-            end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
-        options = ["--export-opts", "ro"] if read_only else []
-        if os.getuid():
-            options.append("--allsquash")
-        with theirs:
-            number = str(theirs.fileno())
-            self._process = subprocess.Popen(
-                [find_server(), "--foreground", "--no-auth", "--no-userdb", "--config-file", "/dev/null", "--export",
-                 str(path), "--logdest", "stderr", "--rfdno", number, "--wfdno", number, *options],
-                pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL, start_new_session=True,
-            )  # fmt: skip
-        self.socket.setblocking(False)
-
-    def how_it_ended(self) -> str:
-        """A sentence for when the stream has ended."""
-        try:
-            status = self._process.wait(1)
-        except subprocess.TimeoutExpired:
-            return "the 9P server has hung up"
-        return f"the 9P server has ended ({signal.Signals(-status).name if status < 0 else f'status {status}'})"
-
-    def close(self) -> None:
-        """End it."""
-        self.socket.close()
-        self._process.kill()
-        self._process.wait()
+def start_server(path: Path, *, read_only: bool) -> Helper:
+    """Serve a folder to whoever has the stream.  PyvmmError, OSError."""
+    options = ["--export-opts", "ro"] if read_only else []
+    if os.getuid():
+        options.append("--allsquash")
+    return Helper(
+        "diod",
+        lambda fd: [
+            find_server(), "--foreground", "--no-auth", "--no-userdb", "--config-file", "/dev/null", "--export", str(path),
+            "--logdest", "stderr", "--rfdno", fd, "--wfdno", fd, *options,
+        ],
+        BUFFER_BYTES,
+    )  # fmt: skip
