@@ -21,7 +21,7 @@ from vmm.devices.uart import COM1, Uart
 from vmm.devices.xenbus import Xenbus
 from vmm.devices.xenstore.layout import DomainFacts
 from vmm.devices.xenstore.service import Xenstore
-from vmm.eventloop import Doorbell, EventLoop
+from vmm.eventloop import EventLoop
 from vmm.features import Feature, named
 from vmm.guest_cpuid import guest_cpuid
 from vmm.kernel_events import KernelEvents
@@ -163,7 +163,8 @@ class Domain:
         port = self._console_port = self.events.alloc_unbound(BACKEND_DOMID)
         page = self.memory.shared(CONSOLE_GFN * PAGE_BYTES, PAGE_BYTES)
         console = self._console = Console(page, sink, lambda: self.events.deliver(port))
-        self.events.connect(port, BACKEND_DOMID, Port(0), Doorbell(self._console_loop, console.on_event).ring)
+        bell = self._console_loop.doorbell(console.on_event)
+        self.events.connect(port, BACKEND_DOMID, Port(0), bell.ring, bell.fd)
         self.console_write = console.write
         self.hvm_params[HvmParam.CONSOLE_PFN] = CONSOLE_GFN
         self.hvm_params[HvmParam.CONSOLE_EVTCHN] = port
@@ -175,8 +176,8 @@ class Domain:
             self._store_port, STORE_GFN, self._console_port, CONSOLE_GFN,
         )  # fmt: skip
         page = self.memory.shared(STORE_GFN * PAGE_BYTES, PAGE_BYTES)
-        ring = xenstore.introduce(facts, page, lambda: self.events.deliver(self._store_port))
-        self.events.connect(self._store_port, BACKEND_DOMID, Port(0), ring)
+        bell = xenstore.introduce(facts, page, lambda: self.events.deliver(self._store_port))
+        self.events.connect(self._store_port, BACKEND_DOMID, Port(0), bell.ring, bell.fd)
         self.hvm_params[HvmParam.STORE_PFN] = STORE_GFN
         self.hvm_params[HvmParam.STORE_EVTCHN] = self._store_port
         self.bus = Xenbus(xenstore, self)

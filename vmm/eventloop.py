@@ -22,6 +22,7 @@ class EventLoop:
         self._wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._epoll.register(self._wake, select.EPOLLIN)
         self._readers: dict[int, Callback] = {}
+        self._doorbells: list[int] = []
         self._posted: deque[Callback] = deque()
         self._running = self._open = True
         self._last = _nothing
@@ -37,6 +38,24 @@ class EventLoop:
             if self._open:
                 self._posted.append(callback)
                 os.eventfd_write(self._wake, 1)
+
+    def doorbell(self, answer: Callback) -> "Doorbell":
+        """A new way to have a callback run here; its descriptor is the loop's."""
+        fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._doorbells.append(fd)
+
+        def run() -> None:
+            os.eventfd_read(fd)
+            answer()
+
+        self.watch(fd, run)
+        return Doorbell(self, fd)
+
+    def signal(self, fd: int) -> None:
+        """Ring a doorbell of this loop's; not at all once the loop has ended."""
+        with self._lock:
+            if self._open:
+                os.eventfd_write(fd, 1)
 
     def watch(self, fd: int, callback: Callback) -> None:
         """Run a callback whenever `fd` can be read."""
@@ -98,7 +117,8 @@ class EventLoop:
         with self._lock:  # whoever posts now is too late, and must not write to a descriptor that is another's
             self._running = self._open = False
             self._epoll.close()
-            os.close(self._wake)
+            for fd in (self._wake, *self._doorbells):
+                os.close(fd)
 
 
 def _nothing() -> None:
@@ -106,18 +126,14 @@ def _nothing() -> None:
 
 
 class Doorbell:
-    """Runs a callback in a loop once for any number of rings that came before it ran.  `ring` from any thread."""
+    """Runs a callback in a loop once for any number of rings that came before it ran.  `ring` from any thread.
 
-    def __init__(self, loop: EventLoop, answer: Callback) -> None:
+    Whoever signals the eventfd `fd` rings it, too: KVM can.
+    """
+
+    def __init__(self, loop: EventLoop, fd: int) -> None:
         self._loop = loop
-        self._answer = answer
-        self._rung = False
+        self.fd = fd
 
     def ring(self) -> None:
-        if not self._rung:
-            self._rung = True
-            self._loop.post(self._run)
-
-    def _run(self) -> None:
-        self._rung = False
-        self._answer()
+        self._loop.signal(self.fd)

@@ -1,7 +1,8 @@
 """Event channels that KVM carries out itself: with KVM_XEN, and for guests that stay with the 2-level ABI.
 
 KVM then delivers IPIs and VIRQ_TIMER, and wakes who polls, without leaving the kernel.  It knows nothing of the FIFO ABI:
-a guest that changes to it (Linux since 3.14, unless booted with xen.fifo_events=0) gets everything from pyvmm again.
+a guest that changes to it (Linux since 3.14, unless booted with xen.fifo_events=0) gets everything from pyvmm again, but
+for what it sends to back ends: those are eventfds, which KVM signals whatever the ABI.
 Source: Linux Documentation/virt/kvm/api.rst, 4.126, 4.127 and 8.27.
 """
 
@@ -14,6 +15,9 @@ from vmm.xenabi.interfaces import Gfn, Port, VcpuId
 if TYPE_CHECKING:
     from vmm.domain import Domain
 
+LEAST_PORTS = 1024
+"""Ports that KVM takes from any guest: a 32-bit one has no more."""
+
 NEEDED = XenFlag.SHARED_INFO | XenFlag.EVTCHN_2LEVEL | XenFlag.EVTCHN_SEND
 
 
@@ -24,6 +28,8 @@ class KernelEvents:
         self._domain = domain
         self._possible = NEEDED in domain.kept_by_kvm
         self.active = False
+        self._sends = XenFlag.EVTCHN_SEND in domain.kept_by_kvm
+        self._eventfds: dict[Port, int] = {}
 
     def start(self, gfn: Gfn, ipis: list[tuple[Port, VcpuId]]) -> None:
         """The shared info page is at `gfn`: KVM may begin."""
@@ -44,6 +50,8 @@ class KernelEvents:
             self.active = False
             self._domain.vm.xen_set_callback_vector(0)
             self._domain.vm.xen_forget_ports()
+            for port, fd in self._eventfds.items():
+                self._domain.vm.xen_bind_eventfd(port, fd)
             self._domain.vm.xen_let_send(False)
             for vcpu in self._domain.vcpus:
                 vcpu.take_timer_from_kvm()
@@ -53,10 +61,17 @@ class KernelEvents:
         if self.active:
             self._domain.vm.xen_bind_ipi(port, apic_id(vcpu))
 
+    def bind_eventfd(self, port: Port, fd: int) -> None:
+        """A port that rings a back end: KVM does that whichever ABI the guest uses."""
+        if self._sends and port < LEAST_PORTS:
+            self._domain.vm.xen_bind_eventfd(port, fd)
+            self._eventfds[port] = fd
+
     def forget(self, port: Port) -> None:
         """A port is closed that may have been bound here."""
-        if self.active:
+        if self.active or port in self._eventfds:
             self._domain.vm.xen_forget_port(port)
+            self._eventfds.pop(port, None)
 
     def forget_timer(self, vcpu: VcpuId) -> None:
         """A vCPU's VIRQ_TIMER is no longer bound."""

@@ -47,9 +47,10 @@ class Frontend:
             persistent=persistent, failed=self.failures.append,
         )  # fmt: skip
         port = self.guest.events.alloc_unbound(Domid(0))
-        self.guest.events.connect(port, Domid(0), Port(0), self.queue.ring)
+        bell = self.queue.bell
+        self.guest.events.connect(port, Domid(0), Port(0), bell.ring)
         self.port = port
-        self.queue.start(Bound(self.guest.events, port, self.queue.ring))
+        self.queue.start(Bound(self.guest.events, port, bell))
 
     def request(self, op: int, sector: int, segments: list[tuple[int, int, int]], number: int = 7) -> int:
         """Ask, and wait for the answer: its status."""

@@ -3,6 +3,7 @@
 import errno
 import threading
 import time
+from functools import partial
 
 import pytest
 from hypothesis import given
@@ -154,6 +155,9 @@ class Kernel:
     def bind_ipi(self, port: Port, vcpu: VcpuId) -> None:
         self.told.append(("bind", port, vcpu))
 
+    def bind_eventfd(self, port: Port, fd: int) -> None:
+        self.told.append(("eventfd", port, fd))
+
     def forget(self, port: Port) -> None:
         self.told.append(("forget", port))
 
@@ -180,7 +184,40 @@ def test_kernel_is_told_of_ipis_timers_events_and_the_fifo_abi(domain: Domain) -
     events.close(port)
     events.init_control(0, Bytes())
     events.init_control(1, Bytes())
-    assert kernel.told == [("bind", port, 1), ("wake", 1), ("forget timer", 1), ("forget", port), ("stop",)]
+    assert [told for told in kernel.told if told != ("forget", timer)] == [
+        ("bind", port, 1), ("wake", 1), ("forget timer", 1), ("forget", port), ("stop",),
+    ]  # fmt: skip
+
+
+def test_kernel_rings_a_back_end_until_either_end_closes(domain: Domain) -> None:
+    kernel = Kernel()
+    events = EventChannels(domain.vcpus, kernel=kernel)
+    for close in (lambda port, bell: events.disconnect(port, bell), lambda port, bell: events.close(port)):
+        rung: list[int] = []
+        port = events.alloc_unbound(BACKEND)
+        bell = partial(rung.append, 1)
+        events.connect(port, BACKEND, Port(0), bell, 77)
+        events.send(port)  # where the kernel does not
+        close(port, bell)
+        assert rung == [1]
+        assert kernel.told == [("eventfd", port, 77), ("forget", port)]
+        kernel.told.clear()
+        if events.status(port):
+            events.close(port)
+            kernel.told.clear()
+
+
+def test_a_back_end_that_lets_go_leaves_the_port_for_another() -> None:
+    events = EventChannels([Vcpu()])
+    port = events.alloc_unbound(BACKEND)
+    first: list[int] = []
+    events.connect(port, BACKEND, Port(0), bell := partial(first.append, 1))
+    events.disconnect(port, lambda: None)  # not the one that is connected
+    events.send(port)
+    events.disconnect(port, bell)
+    events.send(port)
+    assert first == [1]
+    events.connect(port, BACKEND, Port(0), bell)
 
 
 def test_ports_run_out_with_enospc() -> None:

@@ -15,9 +15,10 @@ from vmm.devices.granted import BACKEND_DOMID, GrantedPages
 from vmm.devices.xenstore.layout import guests_device, toolstacks
 from vmm.devices.xenstore.server import Store
 from vmm.devices.xenstore.service import Xenstore
+from vmm.eventloop import Doorbell
 from vmm.xenabi.evtchn import EventChannels
 from vmm.xenabi.grants import GrantTable
-from vmm.xenabi.interfaces import Domid, GuestMemory, Notify, Port, XenError
+from vmm.xenabi.interfaces import Domid, GuestMemory, Port, XenError
 
 UNPLUG_S = 10
 """How long a front end may take to let its device go (libxl's time, too)."""
@@ -78,23 +79,23 @@ class Frontend:
         """Whether an optional feature is on."""
         return self.number(key, 0) != 0
 
-    def bind(self, port: int, notify: Notify) -> "Bound":
+    def bind(self, port: int, bell: Doorbell) -> "Bound":
         """Take the far end of a port that the guest has left open for it; FrontendError."""
         events = self._guest.events
         try:
-            events.connect(Port(port), BACKEND_DOMID, Port(0), notify)
+            events.connect(Port(port), BACKEND_DOMID, Port(0), bell.ring, bell.fd)
         except XenError:
             raise FrontendError(f"event channel {port} is not open for a back end") from None
-        return Bound(events, Port(port), notify)
+        return Bound(events, Port(port), bell)
 
 
 class Bound:
     """The back end's end of an event channel.  `notify` and `close` from any thread."""
 
-    def __init__(self, events: EventChannels, port: Port, rung: Notify) -> None:
+    def __init__(self, events: EventChannels, port: Port, bell: Doorbell) -> None:
         self._events = events
         self._port = port
-        self._rung = rung
+        self._bell = bell
 
     def notify(self) -> None:
         """Tell the guest."""
@@ -102,7 +103,7 @@ class Bound:
 
     def close(self) -> None:
         """Let the port go; the guest may bind it anew."""
-        self._events.disconnect(self._port, self._rung)
+        self._events.disconnect(self._port, self._bell.ring)
 
 
 class Backend(Protocol):

@@ -206,7 +206,7 @@ struct kvm_clock_data { uint64_t clock; uint32_t flags; ...; };
 struct kvm_xen_hvm_config { uint32_t flags, msr; uint64_t blob_addr_32, blob_addr_64; uint8_t blob_size_32, blob_size_64; ...; };
 struct kvm_xen_hvm_attr { uint16_t type; union { uint8_t long_mode, vector; uint32_t xen_version;
     struct { uint64_t gfn; } shared_info;
-    struct { uint32_t send_port, type, flags; union { struct { uint32_t port, vcpu, priority; } port; uint32_t padding[4]; } deliver; } evtchn;
+    struct { uint32_t send_port, type, flags; union { struct { uint32_t port, vcpu, priority; } port; struct { uint32_t port; int32_t fd; } eventfd; uint32_t padding[4]; } deliver; } evtchn;
     uint64_t pad[8]; } u; ...; };
 struct kvm_xen_vcpu_attr { uint16_t type; union { uint64_t gpa; uint32_t vcpu_id; uint8_t vector;
     struct { uint32_t port, priority; uint64_t expires_ns; } timer;

@@ -10,7 +10,7 @@ from vmm.kvm._native import ffi, lib
 from vmm.kvm.errors import KvmError, ioctl
 from vmm.kvm.vcpu import Vcpu
 
-_EVTCHNSTAT_IPI = 5  # event_channel.h
+_EVTCHNSTAT_INTERDOMAIN, _EVTCHNSTAT_IPI = 2, 5  # event_channel.h
 _RUNSTATE_UPDATE_FLAG = 5  # of KVM_XEN_ATTR_TYPE_*: Linux 6.3; older headers do not name it
 
 
@@ -178,6 +178,13 @@ class Vm:
         binding.type = _EVTCHNSTAT_IPI
         target = binding.deliver.port
         target.port, target.vcpu, target.priority = port, vcpu_id, lib.KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL
+        self._xen_set("EVTCHN", attribute)
+
+    def xen_bind_eventfd(self, port: int, fd: int) -> None:
+        """KVM_XEN_ATTR_TYPE_EVTCHN: a port whose events signal an eventfd, whichever ABI the guest uses."""
+        attribute, binding = self._evtchn(port, 0)
+        binding.type = _EVTCHNSTAT_INTERDOMAIN
+        binding.deliver.eventfd.fd = fd
         self._xen_set("EVTCHN", attribute)
 
     def xen_forget_port(self, port: int) -> None:

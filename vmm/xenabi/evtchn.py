@@ -42,6 +42,9 @@ class NoKernelPorts:
     def bind_ipi(self, port: Port, vcpu: VcpuId) -> None:
         pass
 
+    def bind_eventfd(self, port: Port, fd: int) -> None:
+        pass
+
     def forget(self, port: Port) -> None:
         pass
 
@@ -99,20 +102,26 @@ class EventChannels:
             channel.remote_domid = remote
             return channel.port
 
-    def connect(self, port: Port, remote: Domid, remote_port: Port, notify: Notify) -> None:
-        """The far end binds to an unbound port; `notify` is called, in any thread, when this end sends."""
+    def connect(self, port: Port, remote: Domid, remote_port: Port, notify: Notify, fd: int | None = None) -> None:
+        """The far end binds to an unbound port; `notify` is called, in any thread, when this end sends.
+
+        An eventfd may say the same, so that nobody has to call.
+        """
         with self._lock:
             channel = self._get(port)
             if channel.kind is not EvtchnStatusKind.unbound or channel.remote_domid != remote:
                 raise XenError(errno.EINVAL)
             channel.kind = EvtchnStatusKind.interdomain
             channel.remote_port, channel.notify_remote = remote_port, notify
+            if fd is not None:
+                self._kernel.bind_eventfd(port, fd)
 
     def disconnect(self, port: Port, notify: Notify) -> None:
         """The far end that `connect` has bound with this `notify` goes; the port waits for another."""
         with self._lock:
             channel = self._channels.get(port)
-            if channel is not None and channel.notify_remote is notify:
+            if channel is not None and channel.notify_remote == notify:
+                self._kernel.forget(port)
                 channel.kind, channel.notify_remote, channel.remote_port = EvtchnStatusKind.unbound, None, Port(0)
 
     def bind_loopback(self, own: Domid, remote_port: int) -> Port:
@@ -180,8 +189,7 @@ class EventChannels:
             del self._channels[channel.port]
             if channel.kind is EvtchnStatusKind.interdomain:
                 self._unbind_far_end(channel)
-            if channel.kind is EvtchnStatusKind.ipi:
-                self._kernel.forget(channel.port)
+            self._kernel.forget(channel.port)
             if channel.kind is EvtchnStatusKind.virq:
                 if channel.virq == Virq.TIMER:
                     self._kernel.forget_timer(channel.vcpu)

@@ -126,8 +126,12 @@ class KernelPorts(Protocol):
     """Who carries out some of the event channels instead of this process; called with their lock held."""
 
     def bind_ipi(self, port: Port, vcpu: VcpuId) -> None: ...
+    def bind_eventfd(self, port: Port, fd: int) -> None:
+        """A port's far end is an eventfd."""
+        ...
+
     def forget(self, port: Port) -> None:
-        """An IPI port is closed."""
+        """A port is closed, or its far end is."""
         ...
 
     def forget_timer(self, vcpu: VcpuId) -> None:

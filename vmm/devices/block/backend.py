@@ -114,7 +114,7 @@ class BlockBackend:
         except XenError:
             raise FrontendError(f"{folder}ring-ref does not name pages that were granted to domain 0") from None
         try:
-            channel = frontend.bind(port, queue.ring)
+            channel = frontend.bind(port, queue.bell)
         except FrontendError:
             queue.stop(lambda: None)
             raise

@@ -23,7 +23,7 @@ from vmm.devices.block.protocol import (
 from vmm.devices.granted import GrantedPages
 from vmm.devices.shared_ring import RingBroken, SharedRing
 from vmm.devices.xenbus import Bound
-from vmm.eventloop import Doorbell, EventLoop
+from vmm.eventloop import EventLoop
 from vmm.xenabi.constants import PAGE_BYTES
 from vmm.xenabi.interfaces import XenError
 
@@ -78,14 +78,13 @@ class Queue:
         self._ring: SharedRing = pages.map_ring(refs, layout.entry_bytes)
         self._channel: Bound | None = None
         self._loop = EventLoop(name)
-        self._doorbell = Doorbell(self._loop, self._serve)
-        self.ring = self._doorbell.ring
+        self.bell = self._loop.doorbell(self._serve)
 
     def start(self, channel: Bound) -> None:
         """Serve the ring; `channel` is the front end's."""
         self._channel = channel
         self._loop.start()
-        self.ring()  # for what it has put there already
+        self.bell.ring()  # for what it has put there already
 
     def stop(self, done: Callable[[], None]) -> None:
         """Finish what has been taken, unmap everything, end the thread, then call `done` in it.  From any thread."""

@@ -118,15 +118,10 @@ class NetBackend:
         bound: list[Bound] = []
         try:
             if frontend.text(f"{folder}event-channel-tx"):
-                bound.append(frontend.bind(frontend.number(f"{folder}event-channel-tx"), queue.ring_tx))
-                bound.append(frontend.bind(frontend.number(f"{folder}event-channel-rx"), queue.ring_rx))
+                bound.append(frontend.bind(frontend.number(f"{folder}event-channel-tx"), queue.tx_bell))
+                bound.append(frontend.bind(frontend.number(f"{folder}event-channel-rx"), queue.rx_bell))
             else:
-
-                def both() -> None:
-                    queue.ring_tx()
-                    queue.ring_rx()
-
-                bound.append(frontend.bind(frontend.number(f"{folder}event-channel"), both))
+                bound.append(frontend.bind(frontend.number(f"{folder}event-channel"), queue.both_bell))
         except FrontendError:
             for channel in bound:
                 channel.close()

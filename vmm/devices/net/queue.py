@@ -40,7 +40,7 @@ from vmm.devices.net.protocol import (
 from vmm.devices.net.wire import Gone, Wire
 from vmm.devices.shared_ring import RingBroken
 from vmm.devices.xenbus import Bound
-from vmm.eventloop import Doorbell, EventLoop
+from vmm.eventloop import EventLoop
 from vmm.xenabi.constants import PAGE_BYTES
 from vmm.xenabi.interfaces import XenError
 
@@ -116,8 +116,9 @@ class Queue:
         self._tx_channel: Bound | None = None
         self._rx_channel: Bound | None = None
         self._loop = EventLoop(name)
-        self.ring_tx = Doorbell(self._loop, self._guarded(self._transmit)).ring
-        self.ring_rx = Doorbell(self._loop, self._guarded(self._room)).ring
+        self.tx_bell = self._loop.doorbell(self._guarded(self._transmit))
+        self.rx_bell = self._loop.doorbell(self._guarded(self._room))
+        self.both_bell = self._loop.doorbell(self._guarded(self._transmit_and_room))
         self._receive_some = self._guarded(self._receive)
 
     def start(self, tx_channel: Bound, rx_channel: Bound) -> None:
@@ -125,7 +126,7 @@ class Queue:
         self._tx_channel, self._rx_channel = tx_channel, rx_channel
         self._loop.watch(self._wire.fileno(), self._receive_some)
         self._loop.start()
-        self.ring_tx()
+        self.tx_bell.ring()
 
     def stop(self, done: Callable[[], None]) -> None:
         """Unmap everything, end the thread, then call `done` in it.  From any thread."""
@@ -262,6 +263,10 @@ class Queue:
         if self._stalled:
             self._stalled = False
             self._loop.watch(self._wire.fileno(), self._receive_some)
+
+    def _transmit_and_room(self) -> None:
+        self._transmit()
+        self._room()
 
     def _receive(self) -> None:
         for _ in range(PACKETS_A_TURN):

@@ -58,7 +58,7 @@ class ShareBackend:
         channels: list[Bound] = []
         try:
             for number in range(count):
-                channels.append(frontend.bind(frontend.number(f"event-channel-{number}"), mover.ring))
+                channels.append(frontend.bind(frontend.number(f"event-channel-{number}"), mover.bell))
         except FrontendError:
             for channel in channels:
                 channel.close()

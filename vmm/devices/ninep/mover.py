@@ -10,7 +10,7 @@ from collections.abc import Callable
 from vmm.devices.helper import Helper
 from vmm.devices.ninep.ring import RingBroken, ShareRing
 from vmm.devices.xenbus import Bound
-from vmm.eventloop import Doorbell, EventLoop
+from vmm.eventloop import EventLoop
 
 HEADER = struct.Struct("<IBH")
 """size of the whole message, type, tag.  Source: the 9P2000.L protocol description."""
@@ -52,7 +52,7 @@ class Mover:
         self._to_come = 0
         self._held = False
         self._loop = EventLoop(name)
-        self.ring = Doorbell(self._loop, self._serve).ring
+        self.bell = self._loop.doorbell(self._serve)
 
     def start(self, channels: list[Bound]) -> None:
         """Move messages; a channel for each ring."""
@@ -60,7 +60,7 @@ class Mover:
             way.channel = channel
         self._loop.watch(self._server.socket.fileno(), self._serve)
         self._loop.start()
-        self.ring()
+        self.bell.ring()
 
     def stop(self, done: Callable[[], None]) -> None:
         """End the server, unmap the rings, end the thread, then call `done` in it.  From any thread."""
@@ -86,7 +86,7 @@ class Mover:
                 for way in self._ways:
                     way.ring.fence()
             else:
-                self.ring()
+                self.bell.ring()
             full = bool(self._unsent or self._sender)
             self._loop.watch_room(self._server.socket.fileno(), full)
         except RingBroken as error:

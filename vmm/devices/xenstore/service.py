@@ -51,15 +51,15 @@ class Xenstore:
             raise errors[0]
         return results[0]
 
-    def introduce(self, facts: DomainFacts, page: SharedBytes, notify_guest: Callable[[], None]) -> Callable[[], None]:
-        """Describe a domain and serve its ring: what to call, from any thread, when the guest rings."""
+    def introduce(self, facts: DomainFacts, page: SharedBytes, notify_guest: Callable[[], None]) -> Doorbell:
+        """Describe a domain and serve its ring: the bell for its guest."""
 
         def serve() -> None:
             found = self._clients.get(facts.domid)
             if found is not None and found[1].on_event():
                 doorbell.ring()
 
-        doorbell = Doorbell(self._loop, serve)
+        doorbell = self._loop.doorbell(serve)
 
         def connect(store: Store) -> None:
             describe_domain(store, facts)
@@ -68,7 +68,7 @@ class Xenstore:
             store.introduce(facts.domid)
 
         self._loop.post(lambda: connect(self._store))  # before whatever the guest may ring for
-        return doorbell.ring
+        return doorbell
 
     def listen(self, path: Path) -> None:
         """Serve tools on this host, as dom0, on a Unix socket.  PyvmmError."""
