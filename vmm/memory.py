@@ -60,6 +60,9 @@ class SharedBytes:
         start = self._offset + offset_bytes
         self._host.view[start : start + len(data)] = data
 
+    def words(self) -> memoryview:
+        return self._host.view[self._offset : self._offset + self.size_bytes].cast("I")
+
     def fetch_or_64(self, offset_bytes: int, bits: int) -> int:
         return self._host.fetch_or_64(self._offset + offset_bytes, bits)
 

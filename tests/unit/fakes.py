@@ -25,6 +25,9 @@ class Bytes:
     def write(self, offset_bytes: int, data: bytes) -> None:
         self.data[offset_bytes : offset_bytes + len(data)] = data
 
+    def words(self) -> memoryview:
+        return memoryview(self.data).cast("I")
+
     def _word(self, offset_bytes: int, change: int, *, both: bool) -> int:
         before = int.from_bytes(self.read(offset_bytes, 8), "little")
         after = before | change if both else before & change

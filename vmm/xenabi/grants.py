@@ -39,6 +39,7 @@ class GrantTable:
         self.version = 1
         self._lock = threading.Lock()
         self._users: dict[GrantRef, list[int]] = {}
+        self._words = pages.words()
 
     @property
     def status_frames(self) -> int:
@@ -99,22 +100,22 @@ class GrantTable:
         return gfn
 
     def _mark(self, ref: GrantRef, by: Domid, wanted: int) -> Gfn:
-        pages = self._pages
-        at = ref * (_V2.size if self.version == 2 else _V1.size)
+        words = self._words
+        at = ref * (4 if self.version == 2 else 2)
         for _ in range(_TRIES):
-            word = int.from_bytes(pages.read(at, 4), "little")
+            word = words[at]
             if word & _KIND_MASK != _PERMIT_ACCESS:
                 raise XenError(errno.EINVAL)
             if word >> 16 != by or (word & _READONLY and wanted & _WRITING):
                 raise XenError(errno.EACCES)
             if self.version == 2:
                 self._set_status(ref, wanted)
-                if int.from_bytes(pages.read(at, 4), "little") == word:
-                    return Gfn(int.from_bytes(pages.read(at + 8, 8), "little"))
+                if words[at] == word:
+                    return Gfn(words[at + 2] | words[at + 3] << 32)
                 if ref not in self._users:
                     self._clear_status(ref, wanted)
-            elif word & wanted == wanted or pages.exchange_32(at, word, word | wanted) == word:
-                return Gfn(int.from_bytes(pages.read(at + 4, 4), "little"))
+            elif word & wanted == wanted or self._pages.exchange_32(4 * at, word, word | wanted) == word:
+                return Gfn(words[at + 1])
         raise XenError(errno.EINVAL)  # the guest keeps changing it
 
     def release(self, ref: GrantRef, *, write: bool) -> None:

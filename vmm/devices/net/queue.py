@@ -27,15 +27,20 @@ from vmm.devices.net.protocol import (
     MAX_EXTRAS,
     MAX_PACKET_BYTES,
     MAX_SLOTS,
+    RX_CSUM_BLANK,
+    RX_DATA_VALIDATED,
+    RX_EXTRA_INFO,
+    RX_MORE_DATA,
     RX_REQUEST,
     RX_RESPONSE,
+    TX_CSUM_BLANK,
+    TX_EXTRA_INFO,
+    TX_MORE_DATA,
     TX_REQUEST,
     TX_RESPONSE,
     Extra,
     Gso,
-    RxFlag,
     Status,
-    TxFlag,
 )
 from vmm.devices.net.wire import Gone, Wire
 from vmm.devices.shared_ring import RingBroken
@@ -181,10 +186,10 @@ class Queue:
         pending = self._pending
         if not pending:
             return False
-        pieces = [_Piece._make(TX_REQUEST.unpack(pending[0]))]
+        pieces = [_Piece(*TX_REQUEST.unpack(pending[0]))]
         extras: list[tuple[int, int, bytes]] = []
         taken = 1
-        if pieces[0].flags & TxFlag.EXTRA_INFO:
+        if pieces[0].flags & TX_EXTRA_INFO:
             while not extras or extras[-1][1] & EXTRA_MORE:
                 if taken == len(pending):
                     return False
@@ -192,10 +197,10 @@ class Queue:
                 taken += 1
                 if len(extras) > MAX_EXTRAS:
                     raise PacketBroken("a packet with extra information without end")
-        while pieces[-1].flags & TxFlag.MORE_DATA:
+        while pieces[-1].flags & TX_MORE_DATA:
             if taken == len(pending):
                 return False
-            pieces.append(_Piece._make(TX_REQUEST.unpack(pending[taken])))
+            pieces.append(_Piece(*TX_REQUEST.unpack(pending[taken])))
             taken += 1
             if len(pieces) > FATAL_SLOTS:
                 raise PacketBroken(f"a packet of more than {FATAL_SLOTS} pieces")
@@ -235,7 +240,7 @@ class Queue:
                 mapped += 1
                 views.append(page[piece.offset : piece.offset + size])
             header = PLAIN
-            if pieces[0].flags & TxFlag.CSUM_BLANK or gso is not Gso.NONE:
+            if pieces[0].flags & TX_CSUM_BLANK or gso is not Gso.NONE:
                 head = b"".join(bytes(view[:PEEK_BYTES]) for view in views[:2])[:PEEK_BYTES]
                 header = header_for(head, gso, segment)
             return Status.OKAY if self._wire.send(header, views) else Status.DROPPED
@@ -312,9 +317,9 @@ class Queue:
         gso = FROM_HEADER.get(kind & ~GSO_ECN, Gso.NONE)
         told = 0
         if flags & NEEDS_CSUM:
-            told = RxFlag.CSUM_BLANK | RxFlag.DATA_VALIDATED
+            told = RX_CSUM_BLANK | RX_DATA_VALIDATED
         elif flags & DATA_VALID:
-            told = RxFlag.DATA_VALIDATED
+            told = RX_DATA_VALIDATED
         slots, respond = self._slots, self._rx.respond
         pages = -(-size // PAGE_BYTES)
         if gso is Gso.NONE and pages > 1:
@@ -326,9 +331,9 @@ class Queue:
             slot = slots.popleft()
             self._pages.unmap(slot.ref, write=True)
             part = min(size - index * PAGE_BYTES, PAGE_BYTES)
-            more = RxFlag.MORE_DATA if index < pages - 1 else 0
+            more = RX_MORE_DATA if index < pages - 1 else 0
             if index == 0 and gso is not Gso.NONE:
-                respond(RX_RESPONSE.pack(slot.id, 0, told | more | RxFlag.EXTRA_INFO, part))
+                respond(RX_RESPONSE.pack(slot.id, 0, told | more | RX_EXTRA_INFO, part))
                 self._pages.unmap(slots.popleft().ref, write=True)
                 respond(EXTRA.pack(Extra.GSO, 0, EXTRA_GSO.pack(segment, gso, 0)))
             else:
