@@ -9,11 +9,9 @@ def pyvmm(*arguments: object, timeout_s: float = 120) -> subprocess.CompletedPro
     return subprocess.run(_command(arguments), capture_output=True, text=True, timeout=timeout_s, check=False)
 
 
-def started(*arguments: object) -> "subprocess.Popen[str]":
+def started(*arguments: object, stdin: int = subprocess.DEVNULL) -> "subprocess.Popen[str]":
     """The same, still running, with its output in pipes."""
-    return subprocess.Popen(
-        _command(arguments), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
+    return subprocess.Popen(_command(arguments), stdin=stdin, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def _command(arguments: tuple[object, ...]) -> list[str]:

@@ -2,9 +2,11 @@
 
 import argparse
 import gc
+import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NoReturn, TypeAlias
 
 from vmm import log
 from vmm.config import DomainConfig, parse_size, parse_xen_version
@@ -35,7 +37,8 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{message} (see {self.prog} --help)")
 
 
-def _parser() -> _Parser:
+def _parser(command: str | None) -> _Parser:
+    """The parser of one command, or of all: to make them all costs a start 10 ms."""
     parser = _Parser(
         prog="pyvmm",
         description="Boot unmodified Linux kernels as Xen PVH guests on KVM.",
@@ -45,6 +48,16 @@ def _parser() -> _Parser:
     parser.add_argument("--version", action="version", version=f"pyvmm {_version()}" if "--version" in sys.argv else "")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
+    for name, add in _GROUPS.items():
+        if command is None or name == command:
+            add(commands)
+    return parser
+
+
+_Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
+
+
+def _add_run(commands: _Commands) -> None:
     run = commands.add_parser(
         "run",
         help="start a guest and wait for its end",
@@ -85,6 +98,7 @@ def _parser() -> _Parser:
     )
     run.add_argument("-m", "--memory", metavar="SIZE", default="512M", help="RAM: 512 or 512M, 2G (default 512M)")
     run.add_argument("-c", "--vcpus", metavar="N", type=int, default=1, help="virtual CPUs (default 1)")
+    run.add_argument("--max-vcpus", metavar="N", type=int, help="how many `pyvmm set-vcpus` may plug in")
     run.add_argument(
         "--disk",
         metavar="PATH[,OPTION...]",
@@ -110,7 +124,7 @@ def _parser() -> _Parser:
     run.add_argument(
         "--root", choices=["host"], help="use the host's own root, read-only, as the guest's, for --exec or a shell"
     )
-    run.add_argument("--name", default="guest", help="the domain's name in logs")
+    run.add_argument("--name", help="the guest's name, for the other commands (default guest-PID)")
     run.add_argument("--console", metavar="WHERE", default="stdio", help=f"the PV console: {FORMS}")
     run.add_argument("--serial", metavar="WHERE", default="none", help="a 16550 on COM1: the same places (default none)")
     run.add_argument(
@@ -131,9 +145,14 @@ def _parser() -> _Parser:
     run.add_argument("--log-level", choices=log.LEVELS, default="warning")
     run.add_argument("--log-json", action="store_true", help="log lines as JSON")
 
+
+def _add_doctor(commands: _Commands) -> None:
     doctor = commands.add_parser("doctor", help="say what this host offers, and what to do about what it lacks")
     doctor.add_argument("image", metavar="IMAGE", type=Path, nargs="?", help="say which transport this image would get")
     doctor.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _add_xenstore(commands: _Commands) -> None:
     store = commands.add_parser("xenstore", help="look into the xenstore of a running `pyvmm run --xenstore PATH`")
     store.add_argument("--socket", metavar="PATH", type=Path, help="where it listens (default: $XENSTORED_PATH)")
     actions = store.add_subparsers(dest="action", required=True, metavar="ACTION")
@@ -148,7 +167,62 @@ def _parser() -> _Parser:
         ("watch", "print the path of each change, until interrupted", "PATH"),
     ):
         actions.add_parser(name, help=meaning).add_argument("paths", metavar=words, nargs="+")
-    return parser
+
+
+def _add_control(commands: _Commands) -> None:
+    """The commands on a running guest; each is a row: name, what it does, its further arguments."""
+    commands.add_parser("list", help="list the running guests").add_argument(
+        "--json", action="store_true", help="print JSON"
+    )
+    for name, meaning, arguments in _CONTROL:
+        command = commands.add_parser(name, help=meaning, description=meaning[0].upper() + meaning[1:] + ".")
+        command.add_argument("name", metavar="NAME", help="the guest (`pyvmm list` tells)")
+        for word, kind, text in arguments:
+            command.add_argument(word, type=kind, metavar=word.upper(), help=text)
+        if name.startswith("detach"):
+            command.add_argument("--force", action="store_true", help="whether or not the guest lets it go")
+
+
+_CONTROL: list[tuple[str, str, list[tuple[str, type, str]]]] = [
+    ("shutdown", "ask a guest's kernel to power off", []),
+    ("reboot", "ask a guest's kernel to reboot", []),
+    ("destroy", "stop a guest at once", []),
+    ("console", "use a guest's console on this terminal; Ctrl-] leaves it", []),
+    ("sysrq", "send a guest's kernel a SysRq key", [("key", str, "one letter or digit")]),
+    ("set-memory", "have a guest balloon to so much RAM", [("size", str, "512M, 1G; at most what it started with")]),
+    ("set-vcpus", "plug a guest's vCPUs in or out", [("count", int, "how many it is to use")]),
+    ("attach-disk", "give a running guest a disk", [("spec", str, "as for run --disk")]),
+    ("detach-disk", "take a disk away again", [("disk", str, "xvdb, say")]),
+    ("attach-net", "give a running guest a network card", [("spec", str, "as for run --net")]),
+    ("detach-net", "take a network card away again", [("number", int, "0 for the first")]),
+]
+
+
+_GROUPS: dict[str, Callable[[_Commands], None]] = {
+    "run": _add_run,
+    "doctor": _add_doctor,
+    "xenstore": _add_xenstore,
+    "list": _add_control,
+}
+"""What adds a command to the parser; those on a running guest come together."""
+
+
+def _control(options: argparse.Namespace) -> int:
+    from vmm.control.client import Control, print_list
+
+    if options.command == "list":
+        print_list(as_json=options.json)
+        return 0
+    with Control(options.name) as control:
+        if options.command == "console":
+            return control.console()
+        words = {word: getattr(options, word) for word in ("key", "size", "count", "spec", "number") if word in options}
+        if "disk" in options:
+            words["name"] = options.disk
+        answer = control.ask(options.command, **words, force=getattr(options, "force", False))
+        if answer is not None:
+            print(answer)
+    return 0
 
 
 def _version() -> str:
@@ -190,7 +264,8 @@ def _config(options: argparse.Namespace) -> DomainConfig:
         command_line=options.append,
         memory_bytes=parse_size(options.memory),
         vcpus=options.vcpus,
-        name=options.name,
+        max_vcpus=options.max_vcpus,
+        name=options.name or f"guest-{os.getpid()}",
         console=options.console,
         serial=options.serial,
         transport=None if options.transport == "auto" else Transport(options.transport),
@@ -252,8 +327,10 @@ def _xenstore(options: argparse.Namespace) -> int:
 def main(arguments: list[str] | None = None) -> int:
     """The console script; returns the exit status."""
     try:
-        options = _parser().parse_args(arguments)
-        return {"run": _run, "doctor": _doctor, "xenstore": _xenstore}[options.command](options)
+        words = sys.argv[1:] if arguments is None else arguments
+        command = words[0] if words and words[0] in _GROUPS else None
+        options = _parser(command).parse_args(words)
+        return {"run": _run, "doctor": _doctor, "xenstore": _xenstore}.get(options.command, _control)(options)
     except PyvmmError as error:
         print(f"pyvmm: {error}", file=sys.stderr)
         return int(error.exit_status)

@@ -36,6 +36,7 @@ class DomainConfig(NamedTuple):
     command_line: str = ""
     memory_bytes: int = 512 << 20
     vcpus: int = 1
+    max_vcpus: int | None = None
     name: str = "guest"
     console: str = "stdio"
     serial: str = "none"
@@ -46,6 +47,11 @@ class DomainConfig(NamedTuple):
     nets: "tuple[Net, ...]" = ()
     shares: "tuple[Share, ...]" = ()
     features: Feature = COMBINATIONS["pvh-domU"]
+
+    @property
+    def possible_vcpus(self) -> int:
+        """The vCPUs that the guest is made with; those beyond `vcpus` wait to be plugged in."""
+        return max(self.vcpus, self.max_vcpus or 0)
 
     def checked(self) -> "DomainConfig":
         """This configuration, or UsageError with the first thing that cannot be meant."""
@@ -60,6 +66,8 @@ class DomainConfig(NamedTuple):
             raise UsageError("--memory must be whole pages of 4K")
         if not 1 <= self.vcpus <= MAX_VCPUS:
             raise UsageError(f"--vcpus takes 1 to {MAX_VCPUS}, not {self.vcpus}")
+        if self.max_vcpus is not None and not self.vcpus <= self.max_vcpus <= MAX_VCPUS:
+            raise UsageError(f"--max-vcpus takes {self.vcpus} (--vcpus) to {MAX_VCPUS}, not {self.max_vcpus}")
         if self.transport is Transport.KVM_XEN and not self.kvm_xen:
             raise UsageError("--no-kvm-xen and --transport kvm-xen exclude each other")
         if not re.fullmatch(r"[A-Za-z0-9_.+-]{1,64}", self.name):

@@ -120,17 +120,17 @@ class Domain:
             vm.exit_on_msrs([HYPERCALL_MSR])
         self.memory.add_ram(config.memory_bytes)
         self.memory.add_special(acpi.ACPI_BASE, acpi.ACPI_BYTES, E820.ACPI, acpi.ACPI_USED_BYTES)
-        self.memory.write(acpi.ACPI_BASE, acpi.build(config.vcpus))
+        self.memory.write(acpi.ACPI_BASE, acpi.build(config.possible_vcpus))
         self.memory.add_special(SPECIAL_PAGES_START, SPECIAL_PAGES * PAGE_BYTES, E820.RESERVED)
         supported = system.supported_cpuid()
-        for index in range(config.vcpus):
+        for index in range(config.possible_vcpus):
             vcpu = Vcpu(self, index, vm.create_vcpu(acpi.apic_id(index)))
             self.vcpus.append(vcpu)
             vcpu.kvm.set_cpuid(
                 guest_cpuid(
                     supported,
                     vcpu=index,
-                    vcpus=config.vcpus,
+                    vcpus=config.possible_vcpus,
                     domid=self.domid,
                     version=config.xen_version[:2],
                     tsc_khz=vcpu.kvm.tsc_khz(),
@@ -173,7 +173,7 @@ class Domain:
         """Let the guest reach xenstore; `xenstore` forgets the domain before its memory goes."""
         facts = DomainFacts(
             self.domid, self.config.name, _uuid_text(self.handle), self.config.memory_bytes >> 10, self.config.vcpus,
-            self._store_port, STORE_GFN, self._console_port, CONSOLE_GFN,
+            self.config.possible_vcpus, self._store_port, STORE_GFN, self._console_port, CONSOLE_GFN,
         )  # fmt: skip
         page = self.memory.shared(STORE_GFN * PAGE_BYTES, PAGE_BYTES)
         bell = xenstore.introduce(facts, page, lambda: self.events.deliver(self._store_port))

@@ -90,11 +90,11 @@ class Hypervisor:
         for disk in domain.config.disks:
             from vmm.devices.block.backend import open_disk  # most guests have none
 
-            domain.bus.attach(open_disk(disk, domain.config.vcpus))
+            domain.bus.attach(open_disk(disk, domain.config.possible_vcpus))
         for handle, net in enumerate(domain.config.nets):
             from vmm.devices.net.backend import open_net
 
-            domain.bus.attach(open_net(net, handle, domain.config.vcpus))
+            domain.bus.attach(open_net(net, handle, domain.config.possible_vcpus))
         for handle, share in enumerate(domain.config.shares):
             from vmm.devices.ninep.backend import ShareBackend
 
@@ -106,9 +106,13 @@ class Hypervisor:
             self._domains.pop(domain.domid, None)
         self._release(domain)
 
-    def ask_to_power_off(self, domain: Domain) -> bool:
-        """Ask the guest's kernel to shut down, as `xl shutdown` does; False where it does not listen."""
-        return self.xenstore.run(lambda store: ask_for(store, domain.domid, "poweroff"))
+    def ask(self, domain: Domain, action: str) -> bool:
+        """Ask the guest's kernel for `poweroff` or `reboot`, as `xl` does; False where it does not listen."""
+        return self.xenstore.run(lambda store: ask_for(store, domain.domid, action))
+
+    def write(self, domain: Domain, key: str, value: str) -> None:
+        """Write a key of a domain's home in xenstore, as a toolstack does."""
+        self.xenstore.run(lambda store: store.write(f"/local/domain/{domain.domid}/{key}", value))
 
     def _release(self, domain: Domain) -> None:
         domain.stop()

@@ -8,20 +8,23 @@ import threading
 import time
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmm import log
 from vmm.boot.elf import ElfImage
 from vmm.boot.image import load_image, open_file
 from vmm.boot.pvh import Module
 from vmm.config import DomainConfig
-from vmm.devices.chardev import Chardev, open_chardev
+from vmm.devices.chardev import Chardev, Tee, open_chardev
 from vmm.devices.exit_port import EXIT_PORT, ExitPort
 from vmm.domain import Domain, Outcome
 from vmm.errors import ExitStatus, UsageError
 from vmm.hypervisor import Hypervisor
 from vmm.kvm import System
 from vmm.xenabi.constants import ShutdownReason
+
+if TYPE_CHECKING:
+    from vmm.control.server import ControlServer
 
 GRACE_S = 20
 END_OF_INPUT = b"\x04"  # Ctrl-D
@@ -121,10 +124,13 @@ class _Runner:
         self._system = System()
         self._hypervisor = Hypervisor(self._system)
         self._chardevs: list[Chardev] = []
+        self._control: ControlServer | None = None
+        self._destroyed = threading.Event()
         try:
             if request.xenstore is not None:
                 self._hypervisor.xenstore.listen(request.xenstore)
             self._console = self._open(config.console, "--console")
+            self._tee = Tee(self._console)
             self._serial = None if config.serial == "none" else self._open(config.serial, "--serial")
         except BaseException:
             self.close()
@@ -152,7 +158,7 @@ class _Runner:
         config = self._config
         if prepared.image.is_linux:
             config = config._replace(command_line=linux_command_line(config.command_line, self._request.command))
-        domain = self._hypervisor.create_domain(config, prepared.image, prepared.modules, self._console, self._serial)
+        domain = self._hypervisor.create_domain(config, prepared.image, prepared.modules, self._tee, self._serial)
         prepared.image.close()
         prepared.modules.clear()
         gc.freeze()
@@ -170,6 +176,7 @@ class _Runner:
                 domain.type(data or END_OF_INPUT)
 
         domain.start()
+        self._control_by_socket()
         if self._request.command is None or os.isatty(0):
             self._console.start(offer, self._leave)
         if self._serial is not None:
@@ -182,6 +189,9 @@ class _Runner:
         if outcome is None:
             self._discard_output()
         domain.stop()
+        if outcome is None and self._destroyed.is_set():
+            _say(domain, "the guest was destroyed")
+            return ExitStatus.INTERRUPTED
         if outcome is None and self._left.is_set():
             return ExitStatus.INTERRUPTED
         if outcome is None:
@@ -191,9 +201,31 @@ class _Runner:
             return None
         return _report(domain, outcome, exit_port.status, self._request.command)
 
+    def _control_by_socket(self) -> None:
+        """Take requests from other processes, from now on: what that needs is imported beside the running guest."""
+        if self._control is not None:
+            return
+        from vmm.control.actions import Actions
+        from vmm.control.server import ControlServer
+
+        def current() -> Domain:
+            assert self._domain is not None
+            return self._domain
+
+        actions = Actions(self._hypervisor, current, self._destroy).table()
+        try:
+            self._control = ControlServer(self._config.name, actions, self._tee, lambda data: current().type(data))
+        except OSError as error:
+            log.get(__name__).warning("no other command can reach this guest", reason=str(error))
+
+    def _destroy(self) -> None:
+        self._destroyed.set()
+        if self._domain is not None:
+            self._domain.interrupt()
+
     def _ask_to_end(self, domain: Domain) -> None:
         """Give the guest's kernel some time to shut down; a second interrupt ends that too."""
-        if domain.outcome is None and self._hypervisor.ask_to_power_off(domain):
+        if domain.outcome is None and self._hypervisor.ask(domain, "poweroff"):
             print(
                 f"pyvmm: asked the guest to power off; it has {GRACE_S} s, or until the next interrupt",
                 file=sys.stderr,
@@ -216,6 +248,8 @@ class _Runner:
 
     def close(self) -> None:
         self._discard_output()
+        if self._control is not None:
+            self._control.close()
         self._hypervisor.close()
         for chardev in self._chardevs:
             chardev.close()

@@ -6,14 +6,19 @@ from pathlib import Path
 from vmm.errors import PyvmmError
 
 
+def answers(path: Path) -> bool:
+    """Whether somebody listens on a socket's path."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        return probe.connect_ex(str(path)) == 0
+
+
 def listen(path: Path, backlog: int = 1) -> socket.socket:
     """A listening socket, in place of one that nobody listens on any more.  PyvmmError."""
     server = socket.socket(socket.AF_UNIX)
     try:
         if path.is_socket():
-            with socket.socket(socket.AF_UNIX) as probe:
-                if probe.connect_ex(str(path)) == 0:
-                    raise PyvmmError(f"the socket {path} is in use by another process")
+            if answers(path):
+                raise PyvmmError(f"the socket {path} is in use by another process")
             path.unlink()  # left behind by one that was killed
         server.bind(str(path))
         server.listen(backlog)

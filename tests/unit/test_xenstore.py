@@ -19,7 +19,7 @@ from vmm.xenabi.interfaces import Domid, Gfn, Port
 GUEST, OTHER = Domid(1), Domid(2)
 HOME = "/local/domain/1"
 FACTS = DomainFacts(
-    GUEST, "g", "00000000-0000-4000-8000-000000000001", 262144, 2, Port(1), Gfn(0xFEFFC), Port(2), Gfn(0xFEFFF)
+    GUEST, "g", "00000000-0000-4000-8000-000000000001", 262144, 2, 2, Port(1), Gfn(0xFEFFC), Port(2), Gfn(0xFEFFF)
 )
 
 

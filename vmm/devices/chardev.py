@@ -44,6 +44,43 @@ class Chardev(Sink, Protocol):
     def close(self) -> None: ...
 
 
+class Onlooker(Protocol):
+    """A socket whose owner looks at a console."""
+
+    def sendall(self, data: bytes, /) -> None: ...
+
+
+class Tee:
+    """A console's sink, and whoever else looks at its output.  `_lock` guards who does."""
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self._lock = threading.Lock()
+        self._onlookers: list[Onlooker] = []
+
+    def write(self, data: bytes) -> None:
+        """To all of them; one that does not take it is let go."""
+        self._sink.write(data)
+        if self._onlookers:
+            with self._lock:
+                for onlooker in list(self._onlookers):
+                    try:
+                        onlooker.sendall(data)
+                    except OSError:
+                        self._onlookers.remove(onlooker)
+
+    def add(self, onlooker: Onlooker) -> None:
+        """Show it what comes from now on."""
+        with self._lock:
+            self._onlookers.append(onlooker)
+
+    def remove(self, onlooker: Onlooker) -> None:
+        """Show it nothing more."""
+        with self._lock:
+            if onlooker in self._onlookers:
+                self._onlookers.remove(onlooker)
+
+
 def open_chardev(spec: str, option: str = "--console") -> Chardev:
     """From one of FORMS.  UsageError, PyvmmError."""
     kind, _, path = spec.partition(":")

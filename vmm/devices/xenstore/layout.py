@@ -22,6 +22,7 @@ class DomainFacts(NamedTuple):
     uuid: str
     memory_kib: int
     vcpus: int
+    possible_vcpus: int
     store_port: Port
     store_gfn: Gfn
     console_port: Port
@@ -100,7 +101,10 @@ def describe_domain(store: Store, facts: DomainFacts) -> None:
         *((f"{backend}/{name}", value, ours) for name, value in console.items()),
         (f"/libxl/{domid}/device/console/0/backend", backend, None),
         *((f"/libxl/{domid}/device/console/0/{name}", value, None) for name, value in console.items()),
-        *((f"{home}/cpu/{vcpu}/availability", "online", ours) for vcpu in range(facts.vcpus)),
+        *(
+            (f"{home}/cpu/{vcpu}/availability", "online" if vcpu < facts.vcpus else "offline", ours)
+            for vcpu in range(facts.possible_vcpus)
+        ),
         (f"/libxl/{domid}/type", "pvh", None),
     ):
         store.write(path, value, permissions)
