@@ -31,6 +31,14 @@ def kernel() -> Callable[[str], Path]:
     return find
 
 
+@pytest.fixture(scope="session")
+def rootfs() -> Path:
+    """A Debian 12 root file system image, not to be written to."""
+    done = subprocess.run([ROOT / "scripts/rootfs"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.strip())
+
+
 @pytest.fixture
 def initramfs(tmp_path: Path) -> Callable[[str], Path]:
     """An initramfs that runs a script."""

@@ -1,5 +1,6 @@
 """A guest that runs in a process of its own, with a shell on its console, and the commands that reach it."""
 
+import os
 import re
 import subprocess
 import threading
@@ -12,7 +13,7 @@ from typing import Any
 from tests.commands import started
 from vmm.control.client import Control
 
-TIMEOUT_S = 90
+TIMEOUT_S = 120
 
 
 class Session:
@@ -21,32 +22,31 @@ class Session:
     def __init__(self, name: str, process: "subprocess.Popen[str]") -> None:
         self.name = name
         self.process = process
-        self._said: list[str] = []
-        self._reader = threading.Thread(target=self._read, daemon=True)
-        self._reader.start()
+        self.text = ""
+        """All that the guest has printed."""
+        self._ended = False
+        self._more = threading.Condition()
         self._at = 0
+        threading.Thread(target=self._read, daemon=True).start()
 
     def _read(self) -> None:
         assert self.process.stdout is not None
-        while part := self.process.stdout.read(1):
-            self._said.append(part)
-
-    @property
-    def text(self) -> str:
-        """All that the guest has printed."""
-        return "".join(self._said)
+        while not self._ended:
+            part = os.read(self.process.stdout.fileno(), 4096)
+            with self._more:
+                self.text += part.decode(errors="replace")
+                self._ended = not part
+                self._more.notify()
 
     def expect(self, pattern: str, timeout_s: float = TIMEOUT_S) -> re.Match[str]:
         """Wait until the console shows it, behind what was expected before."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            text = self.text
-            if match := re.compile(pattern, re.S).search(text, self._at):
-                self._at = match.end()
-                return match
-            assert time.monotonic() < deadline, f"no {pattern!r} in: {text[self._at :][-3000:]}"
-            assert self.process.poll() is None or self._reader.is_alive(), f"ended: {text[-3000:]}"
-            time.sleep(0.02)
+        wanted = re.compile(pattern, re.S)
+        with self._more:
+            self._more.wait_for(lambda: wanted.search(self.text, self._at) or self._ended, timeout_s)
+            match = wanted.search(self.text, self._at)
+            assert match, f"no {pattern!r} in: {self.text[self._at :][-3000:]}"
+            self._at = match.end()
+            return match
 
     def type(self, text: str) -> None:
         assert self.process.stdin is not None
@@ -56,7 +56,9 @@ class Session:
     def run(self, command: str, timeout_s: float = TIMEOUT_S) -> str:
         """What a shell command prints; it has to succeed."""
         self.type(f"{command}; echo \"<\"'<'$?'>'\n")
+        begun = time.monotonic()
         found = self.expect(r"(.*?)<<(\d+)>\r?\n", timeout_s)
+        print(f"{time.monotonic() - begun:6.1f} s: {command}")
         assert found[2] == "0", f"{command}: {found[0]}"
         return found[1].replace("\r", "")
 
@@ -67,10 +69,10 @@ class Session:
 
 
 @contextmanager
-def session(kernel: Path, *options: object, name: str = "tested", quiet: bool = True) -> Iterator[Session]:
+def session(kernel: Path, *options: object, name: str = "tested", append: str = "") -> Iterator[Session]:
     """A guest with the shell of the default initrd; killed at the end, if it has not ended."""
-    words = ["--append", "quiet loglevel=4"] if quiet else []
-    command = ("run", kernel, "--name", name, "--timeout", TIMEOUT_S * 4, *words, *options)
+    words = f"quiet loglevel=4 {append}".strip()
+    command = ("run", kernel, "--name", name, "--timeout", TIMEOUT_S * 4, "--append", words, *options)
     with started(*command, stdin=subprocess.PIPE) as process:
         made = Session(name, process)
         try:

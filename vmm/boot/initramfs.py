@@ -146,7 +146,7 @@ def busybox_initramfs(script: str, files: dict[str, bytes] | None = None, module
     `script` is for busybox's sh; `files` are further executables, by path.
     """
     archive = CpioWriter()
-    for place in ("bin", "sbin", "dev", "proc", "sys", "root", "tmp", "etc", "modules"):
+    for place in ("bin", "sbin", "dev", "proc", "sys", "root", "tmp", "etc", "mnt", "modules"):
         archive.folder(place)
     archive.character_device("dev/console", 5, 1)
     archive.character_device("dev/null", 1, 3, 0o666)

@@ -1,6 +1,7 @@
 """The vbd back end: what it offers in xenstore, and its queues.  Source: xen/include/public/io/blkif.h."""
 
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from vmm.devices.block.image import SECTOR_BYTES, RawImage
 from vmm.devices.block.protocol import LAYOUTS, MAX_INDIRECT_SEGMENTS, PROTOCOLS
@@ -11,6 +12,9 @@ from vmm.devices.xenbus import Frontend, FrontendError
 from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.interfaces import XenError
 
+if TYPE_CHECKING:
+    from vmm.devices.block.nbd_image import NbdImage
+
 MAX_RING_PAGE_ORDER = 4
 MAX_QUEUES = 8
 VDISK_READONLY = 4
@@ -18,7 +22,12 @@ VDISK_READONLY = 4
 
 def open_disk(disk: Disk, vcpus: int) -> "BlockBackend":
     """The back end of a disk that somebody asks for.  PyvmmError."""
-    image = RawImage(disk.path, read_only=disk.read_only, direct=disk.direct, checked=disk.format is None)
+    if disk.format in (None, "raw"):
+        raw = RawImage(disk.path, read_only=disk.read_only, direct=disk.direct, checked=disk.format is None)
+        return BlockBackend(disk, raw, vcpus)
+    from vmm.devices.block.nbd_image import NbdImage
+
+    image = NbdImage(disk.path, disk.format, read_only=disk.read_only, direct=disk.direct)
     return BlockBackend(disk, image, vcpus)
 
 
@@ -28,7 +37,7 @@ class BlockBackend:
     kind = "vbd"
     fixed = frozenset[str]()
 
-    def __init__(self, disk: Disk, image: RawImage, vcpus: int) -> None:
+    def __init__(self, disk: Disk, image: "RawImage | NbdImage", vcpus: int) -> None:
         self.handle = disk.number
         self._disk = disk
         self._image = image
