@@ -4,7 +4,7 @@ import os
 import signal
 import socket
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 END_S = 1
 
@@ -12,8 +12,10 @@ END_S = 1
 class Helper:
     """A running program and the non-blocking stream to it; `close` ends it."""
 
-    def __init__(self, name: str, command: Callable[[str], list[str]], buffer_bytes: int) -> None:
-        """`command` makes its command line, given the number of its end of the stream.  OSError."""
+    def __init__(
+        self, name: str, command: Callable[[str], list[str]], buffer_bytes: int, files: Sequence[int] = ()
+    ) -> None:
+        """`command` makes its command line, given the number of its end of the stream.  It has `files` open.  OSError."""
         self._name = name
         self.socket, theirs = socket.socketpair()
         self._words = os.memfd_create(f"{name}-stderr", os.MFD_CLOEXEC)
@@ -23,7 +25,7 @@ class Helper:
         try:
             with theirs:
                 self._process = subprocess.Popen(
-                    command(str(theirs.fileno())), pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL,
+                    command(str(theirs.fileno())), pass_fds=[theirs.fileno(), *files], stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL, stderr=self._words, start_new_session=True,
                 )  # fmt: skip
         except OSError:

@@ -20,14 +20,22 @@ def find_server() -> str:
 
 def start_server(path: Path, *, read_only: bool) -> Helper:
     """Serve a folder to whoever has the stream.  PyvmmError, OSError."""
-    options = ["--export-opts", "ro"] if read_only else []
-    if os.getuid():
-        options.append("--allsquash")
-    return Helper(
-        "diod",
-        lambda fd: [
-            find_server(), "--foreground", "--no-auth", "--no-userdb", "--config-file", "/dev/null", "--export", str(path),
-            "--logdest", "stderr", "--rfdno", fd, "--wfdno", fd, *options,
-        ],
-        BUFFER_BYTES,
-    )  # fmt: skip
+    # diod heeds `ro` in a file of its own form (Lua) alone, not among the options of its command line.
+    quoted = "".join(f"\\{byte:03}" for byte in bytes(path))
+    options = ', opts="ro"' if read_only else ""
+    settings = os.memfd_create("diod.conf")
+    try:
+        os.write(settings, f'exports = {{ {{ path="{quoted}"{options} }} }}\n'.encode())
+        place = f"/proc/self/fd/{settings}"
+        squash = ["--allsquash"] if os.getuid() else []
+        return Helper(
+            "diod",
+            lambda fd: [
+                find_server(), "--foreground", "--no-auth", "--no-userdb", "--config-file", place, "--logdest", "stderr",
+                "--rfdno", fd, "--wfdno", fd, *squash,
+            ],
+            BUFFER_BYTES,
+            [settings],
+        )  # fmt: skip
+    finally:
+        os.close(settings)
