@@ -2,10 +2,10 @@
 
 import argparse
 
-from scripts.benchmarks import boot, events, hypercall, startup
+from scripts.benchmarks import block, boot, events, hypercall, net, startup
 from scripts.benchmarks.table import print_table
 
-SUBJECTS = {"hypercall": hypercall, "startup": startup, "events": events, "boot": boot}
+SUBJECTS = {"hypercall": hypercall, "startup": startup, "events": events, "boot": boot, "block": block, "net": net}
 
 
 def main() -> None:

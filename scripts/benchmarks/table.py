@@ -5,12 +5,21 @@ from typing import NamedTuple
 
 
 class Row(NamedTuple):
-    """One measured quantity: samples, their unit, and what it may be at most (None where nothing is promised)."""
+    """One measured quantity: samples, their unit, and what it may be at most, or at least (None: nothing is promised)."""
 
     name: str
     samples: list[float]
     unit: str
     limit: float | None = None
+    least: float | None = None
+
+    def verdict(self, median: float) -> str:
+        """The limit, and whether it is kept."""
+        if self.limit is not None:
+            return f"{self.limit:g} {'met' if median <= self.limit else 'MISSED'}"
+        if self.least is not None:
+            return f">= {self.least:g} {'met' if median >= self.least else 'MISSED'}"
+        return ""
 
 
 def print_table(title: str, rows: list[Row]) -> None:
@@ -19,5 +28,5 @@ def print_table(title: str, rows: list[Row]) -> None:
     print(f"  {'':<52} {'median':>9} {'min':>9} {'max':>9}  limit")
     for row in rows:
         median = statistics.median(row.samples)
-        limit = "" if row.limit is None else f"{row.limit:g} {'met' if median <= row.limit else 'MISSED'}"
+        limit = row.verdict(median)
         print(f"  {row.name:<52} {median:>9.2f} {min(row.samples):>9.2f} {max(row.samples):>9.2f}  {limit:<12} {row.unit}")
