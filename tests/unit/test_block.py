@@ -2,7 +2,7 @@
 
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -10,12 +10,15 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.frontend import Guest, Ring
+from vmm.devices.block.backend import open_disk
 from vmm.devices.block.image import RawImage
 from vmm.devices.block.protocol import LAYOUTS, SEGMENT, Op, Status
 from vmm.devices.block.queue import Queue
 from vmm.devices.block.spec import device_name, device_number, parse_disk
 from vmm.devices.granted import GrantedPages
-from vmm.devices.xenbus import Bound
+from vmm.devices.xenbus import Bound, Xenbus
+from vmm.devices.xenstore.server import Store
+from vmm.devices.xenstore.service import Xenstore
 from vmm.errors import PyvmmError, UsageError
 from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.interfaces import Domid, Port
@@ -197,6 +200,62 @@ def test_any_request_is_answered_once(tmp_path: Path, requests: list[bytes], abi
         front.answer(bytes([request[0] % 7]) + request[1:])
     front.close()
     assert path.stat().st_size == len(PATTERN)
+
+
+# ------------------------------------------------------------------------------------- in xenstore
+
+FRONT, BACK = "/local/domain/1/device/vbd/51712", "/local/domain/0/backend/vbd/1/51712"
+
+
+def announce(file: Path, second_ref: int | None) -> tuple[str, dict[str, str]]:
+    """A front end with two queues says where they are: the back end's state then, and what it says of the disk."""
+    guest, xenstore = Guest(), Xenstore()
+    bus = Xenbus(xenstore, guest)
+    bus.attach(open_disk(parse_disk(str(file), "xvda"), vcpus=2))
+    ports = [guest.events.alloc_unbound(Domid(0)) for _ in range(2)]
+    refs = guest.grant(0), guest.grant(1) if second_ref is None else second_ref
+
+    def write(store: Store) -> None:
+        store.write(f"{FRONT}/multi-queue-num-queues", "2")
+        for number in range(2):
+            store.write(f"{FRONT}/queue-{number}/ring-ref", str(refs[number]))
+            store.write(f"{FRONT}/queue-{number}/event-channel", str(ports[number]))
+        store.write(f"{FRONT}/state", "3")
+
+    xenstore.run(write)
+    wait_for(lambda: xenstore.run(lambda store: store.read(f"{BACK}/state")) in (b"4", b"5"))
+    state = xenstore.run(lambda store: store.read(f"{BACK}/state"))
+    keys = ("sectors", "sector-size", "info", "mode", "multi-queue-max-queues")
+    said = {key: xenstore.run(lambda store, key=key: (store.read(f"{BACK}/{key}") or b"").decode()) for key in keys}
+    if state == b"4":
+        assert guest.in_use() == list(refs)
+    bus.close()
+    xenstore.close()
+    assert guest.in_use() == []
+    assert all(channel and channel.notify_remote is None for channel in map(guest.events.status, ports))
+    return (state or b"").decode(), said
+
+
+def wait_for(happened: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not happened():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.0005)
+
+
+def test_a_disk_connects_with_several_queues_and_says_how_large_it_is(file: Path) -> None:
+    state, said = announce(file, None)
+    assert state == "4"
+    assert said == {
+        "sectors": str(SECTORS), "sector-size": "512", "info": "0", "mode": "w", "multi-queue-max-queues": "2",
+    }  # fmt: skip
+    RawImage(file).close()  # it has been let go
+
+
+def test_a_queue_that_cannot_be_leaves_nothing_of_the_others(file: Path) -> None:
+    state, said = announce(file, 999)
+    assert (state, said["sectors"]) == ("5", "")
+    RawImage(file).close()
 
 
 # --------------------------------------------------------------------------------- files and options

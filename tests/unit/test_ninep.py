@@ -56,7 +56,8 @@ class Frontend:
         self.mover = Mover("9pfs-test", server, [ring], bytes(folder), self.failures.append)
         self.port = self.guest.events.alloc_unbound(Domid(0))
         self.guest.events.connect(self.port, Domid(0), Port(0), self.mover.bell.ring)
-        self.mover.start([Bound(self.guest.events, self.port, self.mover.bell)])
+        self.mover.bind(0, Bound(self.guest.events, self.port, self.mover.bell))
+        self.mover.start()
 
     def _data(self, first_gfn: int, index: int) -> tuple[memoryview, int]:
         at = index % HALF

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.frontend import Guest
-from vmm.devices.xenbus import Device, Frontend, FrontendError, State, Xenbus
+from vmm.devices.xenbus import Device, Frontend, State, Xenbus
 from vmm.devices.xenstore.service import Xenstore
 
 FRONT, BACK, LIBXL = "/local/domain/1/device/vbd/51712", "/local/domain/0/backend/vbd/1/51712", "/libxl/1/device/vbd/51712"
@@ -24,7 +24,6 @@ class Counted:
 
     def __init__(self) -> None:
         self.connects = self.disconnects = self.releases = 0
-        self.refuse: str | None = None
         self.slow: list[Callable[[], None]] | None = None
         self.failed: Callable[[str], None] | None = None
 
@@ -39,11 +38,9 @@ class Counted:
 
     def connect(self, frontend: Frontend, failed: Callable[[str], None]) -> dict[str, str]:
         assert self.connects == self.disconnects
-        if self.refuse:
-            raise FrontendError(self.refuse)
-        frontend.number("ring-ref", 8)
         self.connects += 1
         self.failed = failed
+        frontend.number("ring-ref", 8)
         return {"sectors": "1"}
 
     def disconnect(self, done: Callable[[], None]) -> None:

@@ -129,7 +129,10 @@ class Backend(Protocol):
         ...
 
     def connect(self, frontend: Frontend, failed: Callable[[str], None]) -> dict[str, str]:
-        """Begin to move data: what to tell the front end; FrontendError.  `failed` may be called later, from any thread."""
+        """Begin to move data: what to tell the front end.  `failed` may be called later, from any thread.
+
+        FrontendError, XenError or OSError; `disconnect` then undoes what had been done so far.
+        """
         ...
 
     def disconnect(self, done: Callable[[], None]) -> None:
@@ -242,6 +245,7 @@ class Device:
         try:
             keys = self.backend.connect(self._frontend, lambda why: self._xenstore.post(lambda: self._failed(why)))
         except (FrontendError, XenError, OSError) as error:
+            self.attached = True  # in part
             self._failed(str(error))
             return
         self.attached = True

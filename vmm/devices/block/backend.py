@@ -92,13 +92,9 @@ class BlockBackend:
         if not 1 <= queues <= self._max_queues:
             raise FrontendError(f"multi-queue-num-queues {queues} is not 1 to {self._max_queues}")
         several = frontend.text("multi-queue-num-queues") and queues > 1
-        try:
-            for number in range(queues):
-                folder = f"queue-{number}/" if several else ""
-                self._open(frontend, folder, order, PROTOCOLS[protocol], number, failed)
-        except (FrontendError, XenError):
-            self.disconnect(lambda: None)
-            raise
+        for number in range(queues):
+            folder = f"queue-{number}/" if several else ""
+            self._open(frontend, folder, order, PROTOCOLS[protocol], number, failed)
         image = self._image
         return {
             "sectors": str(image.size_bytes // SECTOR_BYTES),
@@ -122,13 +118,8 @@ class BlockBackend:
             )  # fmt: skip
         except XenError:
             raise FrontendError(f"{folder}ring-ref does not name pages that were granted to domain 0") from None
-        try:
-            channel = frontend.bind(port, queue.bell)
-        except FrontendError:
-            queue.stop(lambda: None)
-            raise
-        queue.start(channel)
         self._queues.append(queue)
+        queue.start(frontend.bind(port, queue.bell))
 
     def disconnect(self, done: Callable[[], None]) -> None:
         """Let every queue finish what it has taken."""

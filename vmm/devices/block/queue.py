@@ -30,6 +30,9 @@ from vmm.xenabi.interfaces import XenError
 MAX_PERSISTENT = 8192 + 1024
 """Pages that a front end may leave mapped: a full ring of requests with all their segments, and their indirect pages."""
 
+TURNS = 16
+"""Times that the ring is emptied before the thread looks at what else there is to do: to end, say."""
+
 PUSH_BYTES = 256 << 10
 """Data after which the front end sees the responses so far, in a batch that goes on."""
 
@@ -108,10 +111,12 @@ class Queue:
         if self._broken:
             return
         try:
-            requests = self._ring.take()
-            while requests or self._ring.rearm():
-                self._carry_out(requests)
+            for _ in range(TURNS):
                 requests = self._ring.take()
+                if not requests and not self._ring.rearm():
+                    return
+                self._carry_out(requests)
+            self.bell.ring()
         except RingBroken as error:
             self._broken = True
             self._failed(f"the front end broke its ring: {error}")

@@ -99,12 +99,8 @@ class NetBackend:
             offload |= TUN_F_CSUM
         wires = self._network.wires(queues, offload if offload & TUN_F_CSUM else 0)
         several = queues > 1
-        try:
-            for number, wire in enumerate(wires):
-                self._open(frontend, f"queue-{number}/" if several else "", number, wire, options, failed)
-        except FrontendError:
-            self.disconnect(lambda: None)
-            raise
+        for number, wire in enumerate(wires):
+            self._open(frontend, f"queue-{number}/" if several else "", number, wire, options, failed)
         return {}
 
     def _open(
@@ -115,6 +111,7 @@ class NetBackend:
             queue = Queue(f"vif{self.handle}-{number}", wire, frontend.pages, *refs, options, failed)
         except XenError:
             raise FrontendError(f"{folder}tx-ring-ref or rx-ring-ref does not name a page granted to domain 0") from None
+        self._queues.append(queue)
         bound: list[Bound] = []
         try:
             if frontend.text(f"{folder}event-channel-tx"):
@@ -125,10 +122,8 @@ class NetBackend:
         except FrontendError:
             for channel in bound:
                 channel.close()
-            queue.stop(lambda: None)
             raise
         queue.start(bound[0], bound[-1])
-        self._queues.append(queue)
 
     def disconnect(self, done: Callable[[], None]) -> None:
         """Stop every queue."""

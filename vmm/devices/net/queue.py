@@ -53,6 +53,8 @@ ETHERNET_BYTES, VLAN_BYTES = 14, 4
 FATAL_SLOTS = 20
 """Pieces of a packet that no honest front end sends (Linux's back end draws the line there, too)."""
 PACKETS_A_TURN = 64
+TURNS = 16
+"""Times that the ring is emptied before the thread looks at what else there is to do."""
 BROADCAST = b"\xff" * 6
 MAX_MULTICAST = 64
 
@@ -172,7 +174,7 @@ class Queue:
 
     def _transmit(self) -> None:
         ring = self._tx
-        while True:
+        for _ in range(TURNS):
             self._pending.extend(ring.take())
             while self._transmit_one():
                 pass
@@ -180,6 +182,7 @@ class Queue:
                 self._tx_channel.notify()
             if not ring.rearm():
                 return
+        self.tx_bell.ring()
 
     def _transmit_one(self) -> bool:
         """Send the next packet; False where not all of it is there."""

@@ -6,7 +6,7 @@ from vmm.devices.ninep.mover import Mover
 from vmm.devices.ninep.ring import MAX_ORDER, RingBroken, ShareRing
 from vmm.devices.ninep.server import find_server, start_server
 from vmm.devices.ninep.spec import Share
-from vmm.devices.xenbus import Bound, Frontend, FrontendError
+from vmm.devices.xenbus import Frontend, FrontendError
 from vmm.xenabi.interfaces import XenError
 
 MAX_RINGS = 8
@@ -55,17 +55,10 @@ class ShareBackend:
             raise FrontendError(f"ring-ref{len(rings)}: {reason}") from None
         server = start_server(self._share.path, read_only=self._share.read_only)
         mover = Mover(f"9pfs-{self._share.tag}", server, rings, bytes(self._share.path), failed)
-        channels: list[Bound] = []
-        try:
-            for number in range(count):
-                channels.append(frontend.bind(frontend.number(f"event-channel-{number}"), mover.bell))
-        except FrontendError:
-            for channel in channels:
-                channel.close()
-            mover.stop(lambda: None)
-            raise
-        mover.start(channels)
         self._mover = mover
+        for number in range(count):
+            mover.bind(number, frontend.bind(frontend.number(f"event-channel-{number}"), mover.bell))
+        mover.start()
         return {}
 
     def disconnect(self, done: Callable[[], None]) -> None:

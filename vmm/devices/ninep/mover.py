@@ -54,10 +54,12 @@ class Mover:
         self._loop = EventLoop(name)
         self.bell = self._loop.doorbell(self._serve)
 
-    def start(self, channels: list[Bound]) -> None:
-        """Move messages; a channel for each ring."""
-        for way, channel in zip(self._ways, channels, strict=True):
-            way.channel = channel
+    def bind(self, ring: int, channel: Bound) -> None:
+        """Give a ring its channel; before `start`."""
+        self._ways[ring].channel = channel
+
+    def start(self) -> None:
+        """Move messages."""
         self._loop.watch(self._server.socket.fileno(), self._serve)
         self._loop.start()
         self.bell.ring()
