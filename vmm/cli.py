@@ -26,7 +26,7 @@ EPILOG = """exit status of run:
   3  the guest crashed
   4  the guest was stopped by --timeout
   5  this host cannot run it
-  130  interrupted: Ctrl-C, SIGTERM, or Ctrl-] on the guest's console
+  130  interrupted: Ctrl-C, SIGTERM, Ctrl-] on the guest's console, or `pyvmm destroy`
 """
 
 
