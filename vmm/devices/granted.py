@@ -16,19 +16,18 @@ class GrantedPages:
         self._grants = grants
         self._memory = memory
 
-    def _acquire(self, ref: int, *, write: bool) -> Gfn:
+    def _acquire(self, ref: int, *, write: bool) -> tuple[Gfn, memoryview]:
         grant = GrantRef(ref)
         gfn = self._grants.acquire(grant, BACKEND_DOMID, write=write)
         try:
-            self._memory.page(gfn)
+            return gfn, self._memory.page(gfn)
         except XenError:
             self._grants.release(grant, write=write)
             raise
-        return gfn
 
     def map(self, ref: int, *, write: bool) -> memoryview:
         """A granted page's bytes, until `unmap`; XenError(EINVAL, EACCES)."""
-        return self._memory.page(self._acquire(ref, write=write))
+        return self._acquire(ref, write=write)[1]
 
     def unmap(self, ref: int, *, write: bool) -> None:
         """End the use that `map` began."""
@@ -36,18 +35,18 @@ class GrantedPages:
 
     def map_shared(self, ref: int) -> tuple[SharedBytes, memoryview]:
         """A granted page that both sides change: with atomic access, and its bytes."""
-        gfn = self._acquire(ref, write=True)
-        return self._memory.shared(Gpa(gfn * PAGE_BYTES), PAGE_BYTES), self._memory.page(gfn)
+        gfn, page = self._acquire(ref, write=True)
+        return self._memory.shared(Gpa(gfn * PAGE_BYTES), PAGE_BYTES), page
 
     def map_ring(self, refs: list[int], entry_bytes: int) -> SharedRing:
         """A ring over granted pages; XenError(EINVAL, EACCES), and then none of them stays mapped."""
-        gfns: list[Gfn] = []
+        header, first = self.map_shared(refs[0])
+        pages = [first]
         try:
-            for ref in refs:
-                gfns.append(self._acquire(ref, write=True))
+            for ref in refs[1:]:
+                pages.append(self.map(ref, write=True))
         except XenError:
-            for ref in refs[: len(gfns)]:
+            for ref in refs[: len(pages)]:
                 self.unmap(ref, write=True)
             raise
-        header = self._memory.shared(Gpa(gfns[0] * PAGE_BYTES), PAGE_BYTES)
-        return SharedRing(header, [self._memory.page(gfn) for gfn in gfns], entry_bytes)
+        return SharedRing(header, pages, entry_bytes)

@@ -36,12 +36,7 @@ class SharedRing:
 
     def take(self) -> list[bytes]:
         """Copies of all requests that wait; RingBroken."""
-        consumed = self._consumed
-        waiting = (self._indices[_REQ_PROD] - consumed) & _MASK
-        if not waiting:
-            return []
-        if (consumed + waiting - self._responded) & _MASK > self.entries:
-            raise RingBroken(f"a request index {waiting} ahead, in a ring of {self.entries}")
+        consumed, waiting = self._consumed, self.peek()
         self._consumed = (consumed + waiting) & _MASK
         return [self._read(consumed + number) for number in range(waiting)]
 

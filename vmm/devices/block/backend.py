@@ -3,11 +3,11 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from vmm.devices.block.image import SECTOR_BYTES, RawImage
-from vmm.devices.block.protocol import LAYOUTS, MAX_INDIRECT_SEGMENTS, PROTOCOLS
+from vmm.devices.block.image import RawImage
+from vmm.devices.block.protocol import LAYOUTS, MAX_INDIRECT_SEGMENTS, PROTOCOLS, SECTOR_BYTES
 from vmm.devices.block.queue import Queue
 from vmm.devices.block.spec import Disk
-from vmm.devices.countdown import Countdown
+from vmm.devices.stopping import stop_all
 from vmm.devices.xenbus import Frontend, FrontendError
 from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.interfaces import XenError
@@ -91,7 +91,7 @@ class BlockBackend:
             raise FrontendError(f"ring-page-order {order} is more than {MAX_RING_PAGE_ORDER}")
         if not 1 <= queues <= self._max_queues:
             raise FrontendError(f"multi-queue-num-queues {queues} is not 1 to {self._max_queues}")
-        several = frontend.text("multi-queue-num-queues") and queues > 1
+        several = queues > 1
         for number in range(queues):
             folder = f"queue-{number}/" if several else ""
             self._open(frontend, folder, order, PROTOCOLS[protocol], number, failed)
@@ -124,9 +124,7 @@ class BlockBackend:
     def disconnect(self, done: Callable[[], None]) -> None:
         """Let every queue finish what it has taken."""
         queues, self._queues = self._queues, []
-        countdown = Countdown(len(queues), done)
-        for queue in queues:
-            queue.stop(countdown.one)
+        stop_all(queues, done)
 
     def release(self) -> None:
         """Close the file."""

@@ -7,9 +7,9 @@ import stat
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from vmm.devices.block.protocol import SECTOR_BYTES
 from vmm.errors import PyvmmError
 
-SECTOR_BYTES = 512
 BLKSSZGET, BLKPBSZGET, BLKDISCARD = 0x1268, 0x127B, 0x1277
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
 _MAGICS = {b"QFI\xfb": "qcow2", b"vhdxfile": "vhdx", b"KDMV": "vmdk", b"conectix": "vpc", b"QED\0": "qed"}
@@ -50,7 +50,9 @@ class RawImage:
         except BlockingIOError:
             raise PyvmmError(f"--disk {self.path} is in use by another guest; add `,ro` to both to share it") from None
         if checked:
-            found = next((name for magic, name in _MAGICS.items() if self._begins_with(magic)), None)
+            with self.path.open("rb", buffering=0) as plain:  # a short read that direct I/O would refuse
+                head = plain.read(max(map(len, _MAGICS)))
+            found = next((name for magic, name in _MAGICS.items() if head.startswith(magic)), None)
             if found is not None:
                 raise PyvmmError(
                     f"--disk {self.path} looks like {found}: add `,format={found}`, or `,format=raw` if it is not"
@@ -61,10 +63,6 @@ class RawImage:
         self.sector_bytes = self._from_device(BLKSSZGET) if self.is_device else SECTOR_BYTES
         self.physical_sector_bytes = self._from_device(BLKPBSZGET) if self.is_device else SECTOR_BYTES
         self.discard_granularity = self.sector_bytes if self.is_device else max(status.st_blksize, SECTOR_BYTES)
-
-    def _begins_with(self, magic: bytes) -> bool:
-        with self.path.open("rb", buffering=0) as plain:  # a short read that direct I/O would refuse
-            return plain.read(len(magic)) == magic
 
     def _from_device(self, request: int) -> int:
         return int.from_bytes(fcntl.ioctl(self._fd, request, bytes(4)), "little")

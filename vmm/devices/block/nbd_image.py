@@ -7,9 +7,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from vmm.devices.block.protocol import SECTOR_BYTES
 from vmm.errors import PyvmmError
 
-SECTOR_BYTES = 512
 GRANULARITY_BYTES = 65536
 
 

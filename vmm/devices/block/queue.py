@@ -231,10 +231,10 @@ class Queue:
 
     def _page(self, ref: int, write: bool, held: list[int]) -> memoryview:
         """A granted page: kept where the front end leaves its grants in place, else noted in `held`."""
+        found = self._kept.get(ref)
+        if found is not None:
+            return found
         if self._persistent and len(self._kept) < MAX_PERSISTENT:
-            found = self._kept.get(ref)
-            if found is not None:
-                return found
             try:
                 page = self._kept[ref] = self._pages.map(ref, write=True)
                 return page

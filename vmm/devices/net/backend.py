@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from vmm.devices.countdown import Countdown
 from vmm.devices.net.protocol import Gso
 from vmm.devices.net.queue import Options, Queue
 from vmm.devices.net.spec import Net
 from vmm.devices.net.tap import TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TapDevice
 from vmm.devices.net.wire import Wire
+from vmm.devices.stopping import stop_all
 from vmm.devices.xenbus import Bound, Frontend, FrontendError
 from vmm.xenabi.interfaces import XenError
 
@@ -133,9 +133,7 @@ class NetBackend:
             done()
 
         queues, self._queues = self._queues, []
-        countdown = Countdown(len(queues), stopped)
-        for queue in queues:
-            queue.stop(countdown.one)
+        stop_all(queues, stopped)
 
     def release(self) -> None:
         """Let the wires go."""

@@ -139,9 +139,8 @@ class Queue:
         """Unmap everything, end the thread, then call `done` in it.  From any thread."""
 
         def end() -> None:
-            for channel in {self._tx_channel, self._rx_channel} - {None}:
-                if channel is not None:
-                    channel.close()
+            for channel in {bound for bound in (self._tx_channel, self._rx_channel) if bound is not None}:
+                channel.close()
             self._broken = True
             while self._slots:
                 self._pages.unmap(self._slots.pop().ref, write=True)
