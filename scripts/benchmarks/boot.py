@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from scripts.benchmarks.devices import kernel
 from scripts.benchmarks.table import Row
 from vmm.boot.cpio import CpioWriter
 from vmm.boot.initramfs import find_busybox
@@ -80,7 +81,7 @@ def _initramfs() -> bytes:
 
 
 def _monitors(initrd: Path) -> list[Monitor]:
-    vmlinuz, vmlinux = _kernel(), _kernel("--vmlinux")
+    vmlinuz, vmlinux = str(kernel()), str(kernel("--vmlinux"))
     sys.path.append(str(ROOT / "ci"))
     from qemu import qemu  # type: ignore[import-not-found]
 
@@ -101,11 +102,6 @@ def _monitors(initrd: Path) -> list[Monitor]:
         Monitor("QEMU's Xen emulation, vmlinuz", xen, environment),
         Monitor("QEMU microvm, vmlinux", microvm, environment),
     ]
-
-
-def _kernel(*options: str) -> str:
-    done = subprocess.run([ROOT / "scripts/kernel", *options, "6.1"], capture_output=True, text=True, check=True)
-    return done.stdout.strip()
 
 
 def _boot(monitor: Monitor) -> Boot:

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from vmm.boot.cpio import CpioWriter
-from vmm.boot.initramfs import find_busybox
+from scripts.benchmarks.table import Row
+from vmm.boot.initramfs import busybox_initramfs
 from vmm.boot.modules import ModuleFolder
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,21 +35,9 @@ def compiled(name: str, folder: Path) -> Path:
 
 def initramfs(program: Path, module: str, script: str, folder: Path) -> Path:
     """One whose /init loads a driver and runs a script that prints lines `RESULT NAME NUMBER`."""
-    archive = CpioWriter()
-    for place in ("bin", "dev", "proc", "sys", "modules"):
-        archive.folder(place)
-    archive.character_device("dev/console", 5, 1)
-    archive.file("bin/busybox", find_busybox().read_bytes(), 0o755)
-    archive.file(f"bin/{program.name}", program.read_bytes(), 0o755)
-    loads = ""
-    for name, content in ModuleFolder(kernel("--modules")).closure([module]):
-        archive.file(f"modules/{name}", content)
-        loads += f"insmod /modules/{name}\n"
-    head = "#!/bin/busybox sh\n/bin/busybox --install -s /bin\nexport PATH=/bin\n"
-    mounts = "mount -t proc proc /proc; mount -t sysfs sys /sys; mount -t devtmpfs dev /dev\n"
-    archive.file("init", (head + mounts + loads + script + "poweroff -f\n").encode(), 0o755)
+    modules = ModuleFolder(kernel("--modules")).closure([module])
     path = folder / "initrd"
-    path.write_bytes(archive.finish())
+    path.write_bytes(busybox_initramfs(script + "poweroff -f\n", {f"bin/{program.name}": program.read_bytes()}, modules))
     return path
 
 
@@ -74,6 +62,29 @@ def contestants(initrd: Path, pyvmm: list[str], qemu_options: list[str]) -> list
     own = [sys.executable, "-c", "import sys; from vmm.cli import main; sys.exit(main())", "run", str(kernel())]
     own += ["-m", str(MEMORY_MIB), "--initrd", str(initrd), "--append", "console=hvc0 quiet", *pyvmm]
     return [Contestant("pyvmm", own, dict(os.environ)), Contestant("QEMU's Xen emulation", command, environment)]
+
+
+class Promise(NamedTuple):
+    """A result by its name, its unit, and what pyvmm's is at least, in times of QEMU's."""
+
+    name: str
+    unit: str
+    least: float
+
+
+def compare(runs: int, rivals: list[Contestant], promises: list[Promise]) -> list[Row]:
+    """Interleaved guests, each with all that it measures."""
+    found: dict[str, list[dict[str, float]]] = {rival.name: [] for rival in rivals}
+    for _ in range(runs):
+        for rival in rivals:
+            found[rival.name].append(results(rival))
+    ours, theirs = found.values()
+    rows = []
+    for name, unit, least in promises:
+        rows += [Row(f"{name}: {who}", [one[name] for one in done], unit) for who, done in found.items()]
+        ratios = [one[name] / other[name] for one, other in zip(ours, theirs, strict=True)]
+        rows.append(Row(f"{name}: pyvmm to QEMU", ratios, "times", least=least))
+    return rows
 
 
 def results(contestant: Contestant) -> dict[str, float]:

@@ -7,7 +7,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from scripts.benchmarks.devices import compiled, contestants, initramfs, results
+from scripts.benchmarks.devices import Promise, compare, compiled, contestants, initramfs
 from scripts.benchmarks.table import Row
 
 SECONDS, PORT = 4, 5201
@@ -38,17 +38,7 @@ def measure(runs: int) -> list[Row]:
                     "xen-net-device,netdev=n",
                 ],
             )
-            found: dict[str, list[dict[str, float]]] = {rival.name: [] for rival in rivals}
-            for _ in range(runs):
-                for rival in rivals:
-                    found[rival.name].append(results(rival))
+            return compare(runs, rivals, [Promise(name, "MiB/s", 1.0) for name in DIRECTIONS])
         finally:
             server.kill()
             subprocess.run(["ip", "link", "del", "bench"], check=False)
-    ours, theirs = found.values()
-    rows = []
-    for name in DIRECTIONS:
-        rows += [Row(f"{name}: {who}", [one[name] for one in done], "MiB/s") for who, done in found.items()]
-        ratios = [one[name] / other[name] for one, other in zip(ours, theirs, strict=True)]
-        rows.append(Row(f"{name}: pyvmm to QEMU", ratios, "times", least=1.0))
-    return rows

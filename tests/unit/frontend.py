@@ -1,6 +1,8 @@
 """A guest for back ends: some RAM, a grant table that it fills itself, and its end of a ring."""
 
 import struct
+import time
+from collections.abc import Callable
 
 from tests.unit.fakes import Bytes, Vcpu
 from vmm.xenabi.constants import PAGE_BYTES
@@ -10,6 +12,15 @@ from vmm.xenabi.grants import TABLE_PAGES, GrantTable
 from vmm.xenabi.interfaces import Domid, Gfn, Gpa, XenError
 
 READONLY = 4
+DEADLINE_S = 10
+
+
+def wait(happened: Callable[[], bool]) -> None:
+    """Until another thread has made it so."""
+    deadline = time.monotonic() + DEADLINE_S
+    while not happened():
+        assert time.monotonic() < deadline, "nothing happened"
+        time.sleep(0.0005)
 
 
 class Ram:

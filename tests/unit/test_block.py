@@ -2,14 +2,14 @@
 
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.unit.frontend import Guest, Ring
+from tests.unit.frontend import Guest, Ring, wait
 from vmm.devices.block.backend import open_disk
 from vmm.devices.block.image import RawImage
 from vmm.devices.block.protocol import LAYOUTS, SEGMENT, Op, Status
@@ -223,7 +223,7 @@ def announce(file: Path, second_ref: int | None) -> tuple[str, dict[str, str]]:
         store.write(f"{FRONT}/state", "3")
 
     xenstore.run(write)
-    wait_for(lambda: xenstore.run(lambda store: store.read(f"{BACK}/state")) in (b"4", b"5"))
+    wait(lambda: xenstore.run(lambda store: store.read(f"{BACK}/state")) in (b"4", b"5"))
     state = xenstore.run(lambda store: store.read(f"{BACK}/state"))
     keys = ("sectors", "sector-size", "info", "mode", "multi-queue-max-queues")
     said = {key: xenstore.run(lambda store, key=key: (store.read(f"{BACK}/{key}") or b"").decode()) for key in keys}
@@ -234,13 +234,6 @@ def announce(file: Path, second_ref: int | None) -> tuple[str, dict[str, str]]:
     assert guest.in_use() == []
     assert all(channel and channel.notify_remote is None for channel in map(guest.events.status, ports))
     return (state or b"").decode(), said
-
-
-def wait_for(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not happened():
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.0005)
 
 
 def test_a_disk_connects_with_several_queues_and_says_how_large_it_is(file: Path) -> None:

@@ -3,13 +3,13 @@
 import socket
 import struct
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.unit.frontend import Guest, Ring
+from tests.unit.frontend import DEADLINE_S, Guest, Ring, wait
 from vmm.devices.granted import GrantedPages
 from vmm.devices.net.offload import HEADER, NEEDS_CSUM, PLAIN, NoTransport, Transport, find_transport, header_for
 from vmm.devices.net.protocol import (
@@ -37,7 +37,6 @@ from vmm.devices.xenbus import Bound
 from vmm.errors import UsageError
 from vmm.xenabi.interfaces import Domid, Port
 
-DEADLINE_S = 10
 TCPV4 = bytes.fromhex(
     "ffffffffffff00163e0000010800"  # Ethernet, IPv4, TCP
     "4500002800004000400600000a0000010a000002"
@@ -137,13 +136,6 @@ class Frontend:
         wait(lambda: bool(done))
         self.wire.close()
         assert self.guest.in_use() == []
-
-
-def wait(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + DEADLINE_S
-    while not happened():
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.0005)
 
 
 @pytest.fixture

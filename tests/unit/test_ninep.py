@@ -2,14 +2,14 @@
 
 import struct
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.unit.frontend import Guest
+from tests.unit.frontend import Guest, wait
 from vmm.devices.granted import GrantedPages
 from vmm.devices.ninep.mover import HEADER, TATTACH, Mover
 from vmm.devices.ninep.ring import RingBroken, ShareRing
@@ -89,13 +89,6 @@ class Frontend:
         self.mover.stop(lambda: done.append(True))
         wait(lambda: bool(done))
         assert self.guest.in_use() == []
-
-
-def wait(happened: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 10
-    while not happened():
-        assert time.monotonic() < deadline, "nothing happened"
-        time.sleep(0.0005)
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from typing import Any
 
 from vmm.config import parse_size
 from vmm.control.server import Answer
-from vmm.devices.xenbus import Device
+from vmm.devices.xenbus import Device, Xenbus
 from vmm.domain import Domain
 from vmm.errors import PyvmmError, UsageError
 from vmm.hypervisor import Hypervisor
@@ -108,14 +108,13 @@ class Actions:
         self._detach(found, f"network card {handle}", force=bool(request.get("force")))
 
     @property
-    def _bus(self) -> "Any":
+    def _bus(self) -> Xenbus:
         bus = self._domain().bus
         assert bus is not None
         return bus
 
     def _find(self, kind: str, handle: int) -> Device | None:
-        found: Device | None = self._bus.find(kind, handle)
-        return found
+        return self._bus.find(kind, handle)
 
     def _detach(self, device: Device | None, what: str, *, force: bool) -> None:
         if device is None:
