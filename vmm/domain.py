@@ -36,7 +36,7 @@ from vmm.xenabi.evtchn_abi import TwoLevelLayout
 from vmm.xenabi.grants import TABLE_PAGES, GrantTable
 from vmm.xenabi.hypercalls import dispatch
 from vmm.xenabi.interfaces import Call, Domid, Gfn, Gpa, Identity, Port
-from vmm.xenabi.transport import Transport, patch_for
+from vmm.xenabi.transport import PORT, Transport, patch_for
 from vmm.xenabi.vcpu_context import flat
 
 MSR_KVM_WALL_CLOCK_NEW = 0x4B56_4D00
@@ -137,6 +137,7 @@ class Domain:
                 )
             )
             vcpu.kvm.set_msr(MSR_MTRR_DEF_TYPE, MTRR_ENABLED | MTRR_WRITE_BACK)
+            vcpu.kvm.describe_loop(vm.fd, index, PORT, self.memory.ram())
             vm.irqfd(vcpu.upcall_fd, index)
             if XenFlag.EVTCHN_SEND in self.kept_by_kvm:
                 vcpu.kvm.xen_set_vcpu_id(index)

@@ -38,6 +38,8 @@ class KernelEvents:
         self._domain.vm.xen_set_shared_info(gfn)
         self._domain.vm.xen_let_send(True)
         self.active = True
+        for each in self._domain.vcpus:
+            each.choose_timekeeper()
         for port, vcpu in ipis:
             self.bind_ipi(port, vcpu)
         if self._domain.callback_vector is not None:
@@ -55,6 +57,7 @@ class KernelEvents:
             self._domain.vm.xen_let_send(False)
             for vcpu in self._domain.vcpus:
                 vcpu.take_timer_from_kvm()
+                vcpu.choose_timekeeper()
 
     def bind_ipi(self, port: Port, vcpu: VcpuId) -> None:
         """A port that interrupts a vCPU of the same domain."""

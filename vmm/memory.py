@@ -189,6 +189,12 @@ class GuestMemory:
         """RAM below 4 GiB, where images and modules go."""
         return min(self._ram_bytes, LOW_RAM_END)
 
+    def ram(self) -> list[tuple[int, int, int]]:
+        """The stretches of RAM that it started with: start, end, and the host address of the start."""
+        ends = (0, min(self._ram_bytes, LOW_RAM_END)), (HIGH_RAM_START, HIGH_RAM_START + self._ram_bytes - LOW_RAM_END)
+        found = [(start, end, self.find(start)) for start, end in ends if end > start]
+        return [(start, end, region.host.address) for start, end, region in found if region is not None]
+
     # ------------------------------------------------------------------------------------- access
 
     def find(self, gpa: int) -> Region | None:

@@ -34,6 +34,7 @@ VCPU_INFO_BYTES = 64
 VCPU_TIME_OFFSET, TIME_INFO_BYTES = 32, 32
 CALLBACK_CHECK_NS = 10_000_000
 RUNSTATE_UPDATE_NS = 50_000_000
+NEVER_NS = (1 << 64) - 1
 REQUEST_CHECK_S = 0.2
 _VMCALL_BYTES = 3
 _XEN_HCALL = 1
@@ -59,7 +60,9 @@ class Vcpu:
         self.callback_check = Timer(self._check_callback)
         self._vector = 0  # its own upcall vector, once it has one
         self._runstate_area: tuple[int, Abi] | None = None
-        self._runstate_due = 0
+        self._runstate_due = NEVER_NS
+        self.in_loop = True
+        """Whether hypercalls may be answered without Python; nobody who wants to see them all would have that."""
         self._runstate_by_kvm = False
         self._clock_gpa: int | None = None
         self._callback_due = False
@@ -92,6 +95,7 @@ class Vcpu:
         """Set the state that the guest starts in; before `start`."""
         load(self.kvm, context)
         self._initialised = self.online = True
+        self.choose_timekeeper()
         self.kvm.set_mp_state(MpState.RUNNABLE)
 
     def start(self) -> None:
@@ -146,6 +150,7 @@ class Vcpu:
                 reason = kvm.enter()
                 if not self.online and not self._is_down and reason >= 0:
                     self._initialised = self.online = True  # an application processor that got its SIPI
+                    self.choose_timekeeper()
                 handler = exits.get(reason)
                 if handler is None:
                     self.domain.crash(f"KVM left the guest for a reason that pyvmm does not know ({reason})", self.id)
@@ -313,6 +318,7 @@ class Vcpu:
             self._stirred.set()
         elif not self.online:
             self.online = True
+            self.choose_timekeeper()
             self.post(lambda: self.kvm.set_mp_state(MpState.RUNNABLE))
 
     def down(self) -> None:
@@ -450,10 +456,10 @@ class Vcpu:
         if XenFlag.RUNSTATE in kept and XenFlag.RUNSTATE_UPDATE_FLAG in kept:
             gpa = caller.physical(address, RunstateInfo.sizeof(abi))
             if gpa is not None:
-                self._runstate_area, self._runstate_by_kvm = None, True
+                self._runstate_area, self._runstate_due, self._runstate_by_kvm = None, NEVER_NS, True
                 self.post(lambda: self.kvm.xen_keep_runstate(gpa))
                 return
-        self._runstate_area = address, abi
+        self._runstate_area, self._runstate_due = (address, abi), 0
         self._update_runstate()
 
     def keep_time(self, address: int, caller: XenVcpu) -> None:
@@ -471,6 +477,7 @@ class Vcpu:
         address, abi = self._runstate_area
         times = self.runstate()
         self._runstate_due = times.state_entry_time + RUNSTATE_UPDATE_NS
+        self.choose_timekeeper()
         info = RunstateInfo(**times._asdict())
         flag = RUNSTATE_UPDATE if self.domain.runstate_flag else 0
         try:
@@ -518,6 +525,11 @@ class Vcpu:
             self._restore_clock()  # a CPU that comes up again after an INIT does this first
         else:
             self.periodic.arm(period_ns, period_ns)
+
+    def choose_timekeeper(self) -> None:
+        """Let the C loop set the timer where KVM does not and where nobody has to see it done."""
+        possible = self.in_loop and self.online and not self.domain.kernel_events.active
+        self.kvm.let_loop_time(self.singleshot.fd if possible else None, self._runstate_due)
 
     def _timer_fired(self) -> None:
         self.domain.events.send_virq(Virq.TIMER, self.id)

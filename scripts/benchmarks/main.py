@@ -2,10 +2,18 @@
 
 import argparse
 
-from scripts.benchmarks import block, boot, events, hypercall, net, startup
+from scripts.benchmarks import block, boot, events, hypercall, idle, net, startup
 from scripts.benchmarks.table import print_table
 
-SUBJECTS = {"hypercall": hypercall, "startup": startup, "events": events, "boot": boot, "block": block, "net": net}
+SUBJECTS = {
+    "hypercall": hypercall,
+    "startup": startup,
+    "events": events,
+    "idle": idle,
+    "boot": boot,
+    "block": block,
+    "net": net,
+}
 
 
 def main() -> None:
@@ -18,7 +26,7 @@ def main() -> None:
     unknown = [name for name in options.names if name not in SUBJECTS]
     if unknown:
         parser.error(f"no benchmark is called {unknown[0]!r}; there are {', '.join(SUBJECTS)}")
-    for name in options.names or ("hypercall", "startup", "events"):
+    for name in options.names or ("hypercall", "startup", "events", "idle"):
         subject = SUBJECTS[name]
         print_table(f"{name}: {(subject.__doc__ or '').partition(chr(10))[0]}", subject.measure(options.runs))
 

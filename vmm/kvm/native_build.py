@@ -187,6 +187,8 @@ struct kvm_run {
         char padding[256]; };
     uint64_t kvm_valid_regs, kvm_dirty_regs;
     union { struct kvm_sync_regs regs; char padding[2048]; } s; ...; };
+struct pyvmm_ram { uint64_t start, end; uintptr_t host; };
+struct pyvmm_loop { int timer_fd, vm_fd; uint16_t port; uint32_t vcpu_id; uint64_t python_after_ns, answered; struct pyvmm_ram ram[2]; };
 struct kvm_cpuid_entry2 { uint32_t function, index, flags, eax, ebx, ecx, edx; ...; };
 struct kvm_cpuid2 { uint32_t nent; struct kvm_cpuid_entry2 entries[]; ...; };
 struct kvm_msr_entry { uint32_t index; uint64_t data; ...; };
@@ -221,7 +223,8 @@ int munmap(void *addr, size_t length);
 int madvise(void *addr, size_t length, int advice);
 int timerfd_create(int clockid, int flags);
 static int pyvmm_install_kick(int number);
-static int pyvmm_enter(int vcpu_fd, struct kvm_run *run);
+static int pyvmm_enter(int vcpu_fd, struct kvm_run *run, struct pyvmm_loop *loop);
+static int pyvmm_answer(struct kvm_run *run, struct pyvmm_loop *loop);
 static int pyvmm_arm(int timer_fd, int64_t delay_ns, int64_t period_ns);
 static uint64_t pyvmm_fetch_or_64(uintptr_t address, uint64_t bits);
 static uint64_t pyvmm_fetch_and_64(uintptr_t address, uint64_t bits);

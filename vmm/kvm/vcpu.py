@@ -74,6 +74,7 @@ class Vcpu:
         self.sregs = self.run.s.regs.sregs
         self.run.kvm_valid_regs = lib.KVM_SYNC_X86_REGS | lib.KVM_SYNC_X86_SREGS
         self._start = int(ffi.cast("uintptr_t", self.run))
+        self._loop = ffi.new("struct pyvmm_loop *", {"timer_fd": -1})
         self._lapic: Any = ffi.new("struct kvm_lapic_state *")
         self._lvt0 = ffi.cast("uint32_t *", self._lapic.regs + _LVT0_OFFSET)
         self._thread: int | None = None
@@ -81,10 +82,28 @@ class Vcpu:
 
     def enter(self) -> int:
         """KVM_RUN: run the guest until it needs an answer; an `Exit`.  KvmError where KVM gives up."""
-        reason: int = lib.pyvmm_enter(self.fd, self.run)
+        reason: int = lib.pyvmm_enter(self.fd, self.run, self._loop)
         if reason < 0 and reason not in (Exit.INTERRUPTED, Exit.INIT_TAKEN):
             raise KvmError("KVM_RUN", -reason)
         return reason
+
+    def describe_loop(self, vm_fd: int, xen_vcpu_id: int, port: int, ram: list[tuple[int, int, int]]) -> None:
+        """What the C loop must know to set a guest's timer by itself: the machine's descriptor, the number by which the
+        guest names this vCPU, the port of its hypercalls, and its first stretches of RAM (start, end, host address)."""
+        loop = self._loop
+        loop.vm_fd, loop.vcpu_id, loop.port = vm_fd, xen_vcpu_id, port
+        for row, stretch in zip(loop.ram, ram, strict=False):
+            row.start, row.end, row.host = stretch
+
+    def let_loop_time(self, timer_fd: int | None, python_after_ns: int) -> None:
+        """Whether the C loop sets this timer for VCPUOP_set_singleshot_timer, up to a deadline in guest time."""
+        self._loop.python_after_ns = python_after_ns
+        self._loop.timer_fd = -1 if timer_fd is None else timer_fd
+
+    @property
+    def answered_in_loop(self) -> int:
+        """Hypercalls that the C loop has answered."""
+        return int(self._loop.answered)
 
     def claim(self) -> None:
         """Say that this thread is the one that enters."""
