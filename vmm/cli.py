@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from vmm.devices.block.spec import Disk
     from vmm.devices.net.spec import Net
     from vmm.devices.ninep.spec import Share
+    from vmm.observe import Observation
 
 EPILOG = """exit status of run:
   0  the guest powered off; with --exec, the status of the command
@@ -140,6 +141,31 @@ def _add_run(commands: _Commands) -> None:
     )
     run.add_argument("--no-kvm-xen", action="store_true", help="do without KVM_XEN, as on a host that has not got it")
     run.add_argument("--xenstore", metavar="PATH", type=Path, help="serve the guest's xenstore on a Unix socket")
+    watching = run.add_argument_group("looking on")
+    watching.add_argument(
+        "--trace",
+        metavar="FILTER",
+        help="print hypercalls, events, xenstore messages and other exits as they happen, like strace; FILTER "
+        "(--trace=...) is names and patterns between commas, `!` before what is not wanted, vcpu=N, failed",
+    )
+    watching.add_argument("--trace-file", metavar="FILE", type=Path, help="to a file instead of standard error")
+    watching.add_argument("--trace-format", choices=["text", "jsonl", "perfetto"], default="text")
+    watching.add_argument(
+        "--symbols",
+        metavar="FILE",
+        type=Path,
+        help="a vmlinux, System.map or /proc/kallsyms to name the trace's addresses",
+    )
+    watching.add_argument("--stats", action="store_true", help="at the end, count hypercalls, exits, events and devices")
+    watching.add_argument(
+        "--fault",
+        metavar="FAULT",
+        action="append",
+        default=[],
+        help="have something go wrong: fail:NAME[,errno=ENOMEM], delay:NAME[,seconds=S], corrupt:NAME, drop:EVENT; "
+        "each with every=N, at=N, probability=P, times=N",
+    )
+    watching.add_argument("--fault-seed", metavar="N", type=int, default=0, help="for what has a probability (default 0)")
     run.add_argument("--timeout", metavar="SECONDS", type=float, help="stop the guest after this long")
     run.add_argument("--xen-version", metavar="X.Y.Z", default="4.17.7", help="the Xen that the guest is shown")
     run.add_argument("--log-level", choices=log.LEVELS, default="warning")
@@ -277,6 +303,27 @@ def _config(options: argparse.Namespace) -> DomainConfig:
     ).checked()
 
 
+def _observation(options: argparse.Namespace) -> "Observation | None":
+    for option, given in (("--trace-file", options.trace_file), ("--symbols", options.symbols)):
+        if given is not None and options.trace is None:
+            raise UsageError(f"{option} belongs to --trace, which is missing")
+    if options.trace is None and not options.stats and not options.fault:
+        return None
+    from vmm.faults import parse_fault
+    from vmm.observe import Observation
+    from vmm.trace.filters import parse_filter
+
+    return Observation(
+        None if options.trace is None else parse_filter(options.trace),
+        options.trace_file,
+        options.trace_format,
+        options.symbols,
+        options.stats,
+        tuple(map(parse_fault, options.fault)),
+        options.fault_seed,
+    )
+
+
 def _run(options: argparse.Namespace) -> int:
     gc.disable()  # the start makes objects that live to the end; looking through them again and again costs 5 ms
     from vmm.run import Request, run_guest
@@ -292,6 +339,7 @@ def _run(options: argparse.Namespace) -> int:
         xenstore=options.xenstore,
         modules=_module_folder(options.modules),
         host_root=options.root is not None,
+        observation=_observation(options),
     )
     return run_guest(_config(options), request)
 
@@ -328,6 +376,7 @@ def main(arguments: list[str] | None = None) -> int:
     """The console script; returns the exit status."""
     try:
         words = sys.argv[1:] if arguments is None else arguments
+        words = ["--trace=" if word == "--trace" else word for word in words]  # its filter is not the next word
         command = words[0] if words and words[0] in _GROUPS else None
         options = _parser(command).parse_args(words)
         return {"run": _run, "doctor": _doctor, "xenstore": _xenstore}.get(options.command, _control)(options)

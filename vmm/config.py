@@ -46,6 +46,8 @@ class DomainConfig(NamedTuple):
     disks: "tuple[Disk, ...]" = ()
     nets: "tuple[Net, ...]" = ()
     shares: "tuple[Share, ...]" = ()
+    observed: bool = False
+    """Whether somebody looks at every hypercall and event: then neither KVM nor the C loop carries any out unseen."""
     features: Feature = COMBINATIONS["pvh-domU"]
 
     @property

@@ -6,6 +6,7 @@ Everything that starts and ends a domain lives here.  `_lock` guards its outcome
 import os
 import threading
 from collections import Counter
+from collections.abc import Callable
 from typing import NamedTuple
 
 from vmm.boot import acpi, pvh
@@ -80,10 +81,14 @@ class Domain:
         self.callback_vector: int | None = None
         self.runstate_flag = False
         self.kept_by_kvm = system.xen_flags() if transport is Transport.KVM_XEN else XenFlag(0)
+        if config.observed:
+            self.kept_by_kvm &= ~XenFlag.EVTCHN_SEND
         self.shutdown_reason: ShutdownReason | None = None
         self.unknown_hypercalls: Counter[str] = Counter()
         self.hypercall_page_asked = False
         self.hypercalls = 0
+        self.hypercall: Callable[[Call], int] = self._hypercall
+        """Carries out one hypercall: what RAX gets.  Whoever wants to see or change them puts a function around it."""
         self.console_write = sink.write
         self.outcome: Outcome | None = None
         self._ended = threading.Event()
@@ -125,6 +130,7 @@ class Domain:
         supported = system.supported_cpuid()
         for index in range(config.possible_vcpus):
             vcpu = Vcpu(self, index, vm.create_vcpu(acpi.apic_id(index)))
+            vcpu.in_loop = not config.observed
             self.vcpus.append(vcpu)
             vcpu.kvm.set_cpuid(
                 guest_cpuid(
@@ -270,8 +276,7 @@ class Domain:
 
     # --------------------------------------------------------------------- what hypercalls ask of it
 
-    def hypercall(self, call: Call) -> int:
-        """Carry out one hypercall: what RAX gets."""
+    def _hypercall(self, call: Call) -> int:
         self.hypercalls += 1
         return dispatch(call)
 

@@ -25,6 +25,7 @@ from vmm.xenabi.constants import ShutdownReason
 
 if TYPE_CHECKING:
     from vmm.control.server import ControlServer
+    from vmm.observe import Observation, Observer
 
 GRACE_S = 20
 END_OF_INPUT = b"\x04"  # Ctrl-D
@@ -40,6 +41,7 @@ class Request(NamedTuple):
     xenstore: Path | None = None
     modules: Path | None = None
     host_root: bool = False
+    observation: "Observation | None" = None
 
 
 def run_guest(config: DomainConfig, request: Request) -> int:
@@ -49,6 +51,7 @@ def run_guest(config: DomainConfig, request: Request) -> int:
     if request.host_root:
         words = "root=host rootfstype=9p rootflags=trans=xen,version=9p2000.L,cache=loose,msize=262144 ro"
         config = config._replace(command_line=f"{words} {config.command_line}".strip())
+    config = config._replace(observed=request.observation is not None)
     prepared = _prepare(config, request)
     runner: _Runner | None = None
     previous = signal.signal(signal.SIGTERM, _terminate)
@@ -126,7 +129,12 @@ class _Runner:
         self._chardevs: list[Chardev] = []
         self._control: ControlServer | None = None
         self._destroyed = threading.Event()
+        self._observer: Observer | None = None
         try:
+            if request.observation is not None:
+                from vmm import observe  # only whoever looks on pays for it
+
+                self._observer = observe.Observer(request.observation)
             if request.xenstore is not None:
                 self._hypervisor.xenstore.listen(request.xenstore)
             self._console = self._open(config.console, "--console")
@@ -159,6 +167,8 @@ class _Runner:
         if prepared.image.is_linux:
             config = config._replace(command_line=linux_command_line(config.command_line, self._request.command))
         domain = self._hypervisor.create_domain(config, prepared.image, prepared.modules, self._tee, self._serial)
+        if self._observer is not None:
+            self._observer.attach(self._hypervisor, domain)
         prepared.image.close()
         prepared.modules.clear()
         gc.freeze()
@@ -188,6 +198,8 @@ class _Runner:
             raise
         if outcome is None:
             self._discard_output()
+        if self._observer is not None:
+            self._observer.ended(domain)
         domain.stop()
         if outcome is None and self._destroyed.is_set():
             _say(domain, "the guest was destroyed")
@@ -251,6 +263,8 @@ class _Runner:
         if self._control is not None:
             self._control.close()
         self._hypervisor.close()
+        if self._observer is not None:
+            self._observer.close()
         for chardev in self._chardevs:
             chardev.close()
         self._system.close()

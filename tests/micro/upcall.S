@@ -120,23 +120,36 @@ now:
 	movq runstate + 8, %rax
 	ret
 
-/* Wait for the handler to have run. */
+/* Wait for the handler to have run: some 20e9 cycles, seconds on any CPU. */
 wait_for_upcall:
-	movl $0x40000000, %ecx
+	call cycles
+	movabsq $20000000000, %rbx
+	addq %rax, %rbx
 1:	cmpq $0, seen
 	jne 2f
 	pause
-	loop 1b
+	call cycles
+	cmpq %rbx, %rax
+	jb 1b
 	say "FAIL no upcall came\n"
 	jmp power_off
 2:	movq $0, seen
 	ret
 
+cycles:
+	rdtsc
+	shlq $32, %rdx
+	orq %rdx, %rax
+	ret
+
 handler:
 	enter_handler
-	incq seen
 	xorl %eax, %eax
 	xchgq %rax, SHARED_INFO + 0x800	/* evtchn_pending[0] */
+	testq %rax, %rax		/* a vector alone, as after it was set, is no event */
+	jz 1f
+	incq seen
+1:
 #ifndef CALLBACK			/* which must not be acknowledged */
 	end_of_interrupt
 #endif

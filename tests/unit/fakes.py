@@ -7,6 +7,7 @@ from vmm.xenabi.constants import PAGE_BYTES, ShutdownReason
 from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.evtchn import EventChannels
 from vmm.xenabi.grants import TABLE_PAGES, GrantTable
+from vmm.xenabi.hypercalls import dispatch
 from vmm.xenabi.interfaces import Call, Domid, Gfn, Gpa, Identity, MemmapEntry, RunstateTimes, VcpuId, XenError
 from vmm.xenabi.interfaces import Vcpu as XenVcpu
 from vmm.xenabi.structs import RunstateInfo
@@ -193,6 +194,9 @@ class Domain:
         self.printed = b""
         self.ended: list[ShutdownReason] = []
         self.crashes: list[str] = []
+
+    def hypercall(self, call: Call) -> int:
+        return dispatch(call)
 
     def console_write(self, data: bytes) -> None:
         self.printed += data

@@ -143,6 +143,10 @@ class Backend(Protocol):
         """Let go what the device is made of; it is disconnected."""
         ...
 
+    def counters(self) -> dict[str, int]:
+        """What it has moved since it connected; from any thread."""
+        ...
+
 
 class Device:
     """One back end and the two directories of it.  Owned by xenstore's thread, but for `gone`."""
@@ -325,6 +329,11 @@ class Xenbus:
         with self._lock:
             self._devices = [device for device in self._devices if not device.gone.is_set()]
             return next((d for d in self._devices if (d.backend.kind, d.backend.handle) == (kind, handle)), None)
+
+    def counters(self) -> dict[str, dict[str, int]]:
+        """What each device has moved, by its name."""
+        with self._lock:
+            return {f"{d.backend.kind}/{d.backend.handle}": d.backend.counters() for d in self._devices}
 
     def detach(self, device: Device, *, force: bool = False) -> bool:
         """Take a device away again; False where a front end that uses it did not let it go in time, unless by force."""

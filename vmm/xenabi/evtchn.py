@@ -7,6 +7,7 @@ are locked one after the other, never together.  Source: xen/include/public/even
 import errno
 import threading
 from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from vmm.xenabi.constants import NR_VIRQS, PER_VCPU_VIRQS, EvtchnStatusKind, Virq
 from vmm.xenabi.cstruct import Abi
@@ -34,6 +35,18 @@ class Channel:
         self.remote_domid = Domid(0)
         self.remote_port = Port(0)
         self.notify_remote: Notify | None = None
+
+
+class Watcher(Protocol):
+    """Somebody who looks on; called with the lock held."""
+
+    def allows(self, channel: Channel) -> bool:
+        """Whether an event is delivered; else it is lost."""
+        ...
+
+    def delivered(self, channel: Channel, told: bool) -> None:
+        """An event is pending; `told`: and its vCPU interrupted for it."""
+        ...
 
 
 class NoKernelPorts:
@@ -73,6 +86,8 @@ class EventChannels:
         self._next = 1
         self._shared: tuple[SharedBytes, Abi] | None = None
         self._abi: TwoLevelAbi | FifoAbi | None = None
+        self.watcher: Watcher | None = None
+        """Set before the domain starts."""
 
     # ------------------------------------------------------------------------------------ binding
 
@@ -289,9 +304,14 @@ class EventChannels:
         with self._lock:
             channel = self._channels.get(port)
             if channel is not None and self._abi is not None:
+                if self.watcher is not None and not self.watcher.allows(channel):
+                    return
                 vcpu = self._vcpus[channel.vcpu]
-                if self._abi.raise_event(channel, vcpu):
+                told = self._abi.raise_event(channel, vcpu)
+                if told:
                     mark_pending(vcpu)
+                if self.watcher is not None:
+                    self.watcher.delivered(channel, told)
                 self._kernel.wake(channel.vcpu)
                 if self._waiting:
                     self._raised.notify_all()

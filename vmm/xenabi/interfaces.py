@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple, NewType, Protocol
 
-from vmm.xenabi.cstruct import Abi
+from vmm.xenabi.cstruct import Abi, Struct
 
 if TYPE_CHECKING:
     from vmm.xenabi.vcpu_context import VcpuContext
@@ -205,7 +205,7 @@ class Identity(NamedTuple):
 class Call:
     """One hypercall in hand: who calls, in which ABI, with which arguments.  A vCPU reuses its own."""
 
-    __slots__ = ("abi", "args", "domain", "number", "vcpu")
+    __slots__ = ("abi", "args", "domain", "number", "operand", "vcpu")
 
     def __init__(self, domain: "object", vcpu: Vcpu) -> None:
         # The domain's type is vmm.xenabi.state.DomainState; naming it here would be a cycle.
@@ -214,6 +214,8 @@ class Call:
         self.abi = Abi.X86_64
         self.number = 0
         self.args: tuple[int, ...] = ()
+        self.operand: Struct | None = None
+        """The structure behind its pointer, once read; for whoever looks on."""
 
 
 class Restart(Exception):

@@ -8,7 +8,7 @@ from vmm.xenabi.constants import ShutdownReason
 from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.evtchn import EventChannels
 from vmm.xenabi.grants import GrantTable
-from vmm.xenabi.interfaces import Domid, Gfn, GuestMemory, Identity, Vcpu
+from vmm.xenabi.interfaces import Call, Domid, Gfn, GuestMemory, Identity, Vcpu
 
 
 class DomainState(Protocol):
@@ -31,6 +31,11 @@ class DomainState(Protocol):
 
     def system_time_ns(self) -> int:
         """The guest's system time, as its pvclock shows it."""
+        ...
+
+    @property
+    def hypercall(self) -> Callable[[Call], int]:
+        """Carries out one hypercall: what goes to RAX, as a signed number."""
         ...
 
     def shutdown(self, reason: ShutdownReason) -> None:

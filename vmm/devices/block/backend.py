@@ -7,6 +7,7 @@ from vmm.devices.block.image import RawImage
 from vmm.devices.block.protocol import LAYOUTS, MAX_INDIRECT_SEGMENTS, PROTOCOLS, SECTOR_BYTES
 from vmm.devices.block.queue import Queue
 from vmm.devices.block.spec import Disk
+from vmm.devices.counters import Totals
 from vmm.devices.stopping import stop_all
 from vmm.devices.xenbus import Frontend, FrontendError
 from vmm.xenabi.cstruct import Abi
@@ -43,6 +44,7 @@ class BlockBackend:
         self._image = image
         self._max_queues = min(disk.queues or vcpus, MAX_QUEUES)
         self._queues: list[Queue] = []
+        self._totals = Totals()
 
     def toolstack_keys(self) -> dict[str, str]:
         """As libxl writes them; there are no hotplug scripts."""
@@ -124,7 +126,16 @@ class BlockBackend:
     def disconnect(self, done: Callable[[], None]) -> None:
         """Let every queue finish what it has taken."""
         queues, self._queues = self._queues, []
-        stop_all(queues, done)
+
+        def stopped() -> None:
+            self._totals.end(queues)
+            done()
+
+        stop_all(queues, stopped)
+
+    def counters(self) -> dict[str, int]:
+        """Requests and bytes."""
+        return self._totals.add_up(list(self._queues))
 
     def release(self) -> None:
         """Close the file."""

@@ -5,6 +5,7 @@ they are; the requests themselves are copied before they are looked at.
 """
 
 import errno
+from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
 
@@ -76,6 +77,7 @@ class Queue:
         self._kept: dict[int, memoryview] = {}
         self._failed = failed
         self._broken = False
+        self.counters: Counter[str] = Counter()
         self._told: set[int] = set()
         self._name = name
         self._ring: SharedRing = pages.map_ring(refs, layout.entry_bytes)
@@ -124,10 +126,13 @@ class Queue:
     def _carry_out(self, requests: list[bytes]) -> None:
         ring, respond = self._ring, self._layout.response.pack
         unseen = 0
+        self.counters["requests"] += len(requests)
         for request in requests:
             op, _, number, _ = self._layout.request.unpack_from(request)
             try:
-                unseen += self._one(op, request)
+                moved = self._one(op, request)
+                unseen += moved
+                self.counters["bytes"] += moved
                 status = Status.OKAY
             except (BadRequest, XenError):
                 status = Status.ERROR

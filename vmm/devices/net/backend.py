@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from vmm.devices.counters import Totals
 from vmm.devices.net.protocol import Gso
 from vmm.devices.net.queue import Options, Queue
 from vmm.devices.net.spec import Net
@@ -54,6 +55,7 @@ class NetBackend:
         self._network = network
         self._max_queues = max_queues
         self._queues: list[Queue] = []
+        self._totals = Totals()
 
     def toolstack_keys(self) -> dict[str, str]:
         """As libxl writes them; there are no hotplug scripts."""
@@ -129,11 +131,16 @@ class NetBackend:
         """Stop every queue."""
 
         def stopped() -> None:
+            self._totals.end(queues)
             self._network.unplug()
             done()
 
         queues, self._queues = self._queues, []
         stop_all(queues, stopped)
+
+    def counters(self) -> dict[str, int]:
+        """Packets and bytes, each way."""
+        return self._totals.add_up(list(self._queues))
 
     def release(self) -> None:
         """Let the wires go."""

@@ -4,7 +4,7 @@ Everything that a front end's packets may do lives here.  Data go between the gu
 system call; requests and the headers of a packet are copied before they are looked at.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -117,6 +117,7 @@ class Queue:
         self._multicast: set[bytes] = set()
         self._stalled = False
         self._broken = False
+        self.counters: Counter[str] = Counter()
         largest = MAX_PACKET_BYTES if options.gso else options.mtu + ETHERNET_BYTES + VLAN_BYTES
         # One more than the data needs: with segments to cut, the second slot tells of them.
         self._needed = -(-largest // PAGE_BYTES) + 1 if options.scatter_gather else 1
@@ -245,7 +246,11 @@ class Queue:
             if pieces[0].flags & TX_CSUM_BLANK or gso is not Gso.NONE:
                 head = b"".join(bytes(view[:PEEK_BYTES]) for view in views[:2])[:PEEK_BYTES]
                 header = header_for(head, gso, segment)
-            return Status.OKAY if self._wire.send(header, views) else Status.DROPPED
+            if not self._wire.send(header, views):
+                return Status.DROPPED
+            self.counters["packets from the guest"] += 1
+            self.counters["bytes from the guest"] += total
+            return Status.OKAY
         except (XenError, NoTransport):
             return Status.ERROR
         finally:
@@ -315,6 +320,8 @@ class Queue:
         return address == BROADCAST or address in self._multicast
 
     def _hand_over(self, size: int) -> None:
+        self.counters["packets to the guest"] += 1
+        self.counters["bytes to the guest"] += size
         flags, kind, _, segment, _, _ = HEADER.unpack(self._header)
         gso = FROM_HEADER.get(kind & ~GSO_ECN, Gso.NONE)
         told = 0

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from vmm.devices.counters import Totals
 from vmm.devices.ninep.mover import Mover
 from vmm.devices.ninep.ring import MAX_ORDER, RingBroken, ShareRing
 from vmm.devices.ninep.server import find_server, start_server
@@ -24,6 +25,7 @@ class ShareBackend:
         self.handle = handle
         self._share = share
         self._mover: Mover | None = None
+        self._totals = Totals()
 
     def toolstack_keys(self) -> dict[str, str]:
         """As libxl writes them."""
@@ -67,7 +69,13 @@ class ShareBackend:
         if mover is None:
             done()
         else:
+            self._totals.end([mover])
             mover.stop(done)
+
+    def counters(self) -> dict[str, int]:
+        """Messages that its server has answered."""
+        mover = self._mover
+        return self._totals.add_up([mover] if mover is not None else [])
 
     def release(self) -> None:
         """Nothing is left."""

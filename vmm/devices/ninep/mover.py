@@ -5,6 +5,7 @@ Of the messages only the headers are looked at, and the name that a guest attach
 
 import os
 import struct
+from collections import Counter
 from collections.abc import Callable
 
 from vmm.devices.helper import Helper
@@ -51,6 +52,7 @@ class Mover:
         self._receiver: _Way | None = None
         self._to_come = 0
         self._held = False
+        self.counters: Counter[str] = Counter()
         self._loop = EventLoop(name)
         self.bell = self._loop.doorbell(self._serve)
 
@@ -208,6 +210,7 @@ class Mover:
             self._to_come -= taken
         if not self._to_come:
             self._receiver = None
+            self.counters["messages"] += 1
             way.ring.publish()
             if way.channel is not None:
                 way.channel.notify()

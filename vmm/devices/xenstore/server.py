@@ -58,6 +58,8 @@ class Store:
         self.connections: list[Connection] = []
         self.introduced: set[Domid] = {DOM0}
         self._observers: dict[str, Callable[[], None]] = {}
+        self.watcher: Callable[[Domid, Message, Message], None] | None = None
+        """Is shown every request with its answer."""
 
     def connect(self, domid: Domid, on_outgoing: Callable[[], None]) -> "Connection":
         """A new client; `on_outgoing` is called when it has something to be told."""
@@ -185,11 +187,14 @@ class Connection:
                 raise StoreError(errno.E2BIG)
         except StoreError as error:
             name = f"{errno.errorcode[error.code]}\0".encode()
-            self._send(Message(Kind.ERROR, message.request_id, message.transaction_id, name))
+            answer = Message(Kind.ERROR, message.request_id, message.transaction_id, name)
         else:
-            self._send(Message(message.kind, message.request_id, message.transaction_id, reply))
-            if message.kind == Kind.WATCH:
-                self._first_event(message)
+            answer = Message(message.kind, message.request_id, message.transaction_id, reply)
+        self._send(answer)
+        if answer.kind == Kind.WATCH:
+            self._first_event(message)
+        if self.store.watcher is not None:
+            self.store.watcher(self.domid, message, answer)
 
     def _first_event(self, message: Message) -> None:
         path, token = _strings(message, 2)

@@ -7,7 +7,7 @@ from vmm.xenabi.interfaces import Call
 CHUNK_BYTES = 4096
 
 
-@suboperation(Hypercall.console_io, 0, "write")
+@suboperation(Hypercall.console_io, 0, "write", names=("count", "buffer"))
 def write(call: Call) -> None:
     """(CONSOLEIO_write, count, buffer): print `count` bytes."""
     count, buffer = call.args[1] & 0x7FFF_FFFF, call.args[2]
@@ -17,7 +17,7 @@ def write(call: Call) -> None:
         buffer, count = buffer + chunk, count - chunk
 
 
-@suboperation(Hypercall.console_io, 1, "read")
+@suboperation(Hypercall.console_io, 1, "read", names=("count", "buffer"))
 def read(call: Call) -> int:
     """(CONSOLEIO_read, count, buffer): what was typed; a domU has no such input."""
     return 0

@@ -13,7 +13,7 @@ from vmm.xenabi.structs import MulticallEntry
 ENTRIES_AT_A_TIME = 64
 
 
-@registry.hypercall(Hypercall.multicall)
+@registry.hypercall(Hypercall.multicall, "call_list", "nr_calls")
 def multicall(call: Call) -> None:
     """(list, count): carry out each entry and write its result beside it."""
     base, count = call.args[0], call.args[1] & 0xFFFF_FFFF
@@ -31,7 +31,7 @@ def multicall(call: Call) -> None:
             call.number = entry.op
             call.args = (entry.arg0, entry.arg1, entry.arg2, entry.arg3, entry.arg4, entry.arg5)
             try:
-                result = registry.dispatch(call)
+                result = registry.domain_of(call).hypercall(call)
             except Restart:
                 raise XenError(errno.EINVAL) from None
             finally:

@@ -20,7 +20,10 @@ Handler = Callable[..., int | None]
 
 
 class Entry(NamedTuple):
-    """A registered handler: its name as Xen writes it, the structure it takes, whether that is written back."""
+    """A registered handler: its name as Xen writes it, the structure it takes, whether that is written back.
+
+    `names` are those of the arguments that are plain numbers, in order, without the command.
+    """
 
     name: str
     handler: Handler
@@ -28,6 +31,7 @@ class Entry(NamedTuple):
     out: bool = False
     privileged: bool = False
     at: int = 1
+    names: tuple[str, ...] = ()
 
 
 class Suboperations:
@@ -47,11 +51,11 @@ _MASKS = {Hypercall.memory_op: 0x3F}
 _UNKNOWN = {Hypercall.hvm_op: errno.EOPNOTSUPP}
 
 
-def hypercall(number: Hypercall) -> Callable[[Handler], Handler]:
-    """Register a hypercall without sub-operations; its handler takes the call alone."""
+def hypercall(number: Hypercall, *names: str) -> Callable[[Handler], Handler]:
+    """Register a hypercall without sub-operations, its arguments by name; its handler takes the call alone."""
 
     def register(handler: Handler) -> Handler:
-        TABLE[number] = Entry(number.name, handler)
+        TABLE[number] = Entry(number.name, handler, names=names)
         return handler
 
     return register
@@ -66,13 +70,14 @@ def suboperation(
     at: int = 1,
     out: bool = False,
     privileged: bool = False,
+    names: tuple[str, ...] = (),
 ) -> Callable[[Handler], Handler]:
     """Register a sub-operation; its handler takes the call, and the structure behind argument `at` if `arg` names one."""
 
     def register(handler: Handler) -> Handler:
         group = TABLE.setdefault(number, Suboperations(_MASKS.get(number, 0xFFFF_FFFF), _UNKNOWN.get(number, errno.ENOSYS)))
         assert isinstance(group, Suboperations)
-        group.entries[sub] = Entry(f"{number.name}.{name}", handler, arg, out, privileged, at)
+        group.entries[sub] = Entry(f"{number.name}.{name}", handler, arg, out, privileged, at, names)
         return handler
 
     return register
@@ -81,6 +86,12 @@ def suboperation(
 def domain_of(call: Call) -> DomainState:
     """The calling domain."""
     return cast(DomainState, call.domain)
+
+
+def entry_of(number: int, args: tuple[int, ...]) -> Entry | None:
+    """Who carries out a hypercall with these arguments; None where nobody does."""
+    found = TABLE.get(number)
+    return found.entries.get(args[0] & found.mask) if isinstance(found, Suboperations) else found
 
 
 def name_of(number: int, args: tuple[int, ...]) -> str:
@@ -113,6 +124,7 @@ def _invoke(call: Call) -> int:
         return entry.handler(call) or 0
     address = call.args[entry.at]
     operand: Any = entry.arg.unpack(call.vcpu.read_virtual(address, entry.arg.sizeof(call.abi)), call.abi)
+    call.operand = operand
     result = entry.handler(call, operand) or 0
     if entry.out:
         call.vcpu.write_virtual(address, operand.pack(call.abi))

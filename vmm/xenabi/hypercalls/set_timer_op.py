@@ -6,7 +6,7 @@ from vmm.xenabi.hypercalls.registry import hypercall
 from vmm.xenabi.interfaces import Call
 
 
-@hypercall(Hypercall.set_timer_op)
+@hypercall(Hypercall.set_timer_op, "timeout")
 def set_timer_op(call: Call) -> None:
     """The deadline is one argument, two for a 32-bit caller (low word first); 0 cancels."""
     if call.abi is Abi.X86_64:

@@ -42,7 +42,7 @@ def _own(call: Call) -> Vcpu:
     return target
 
 
-@suboperation(OP, 0, "initialise", arg=VcpuHvmContext, at=2)
+@suboperation(OP, 0, "initialise", arg=VcpuHvmContext, at=2, names=("vcpuid",))
 def initialise(call: Call, op: VcpuHvmContext) -> None:
     """Give a vCPU that never ran its first state; VCPUOP_up starts it."""
     vcpu = _target(call)
@@ -57,13 +57,13 @@ def initialise(call: Call, op: VcpuHvmContext) -> None:
     vcpu.initialise(context)
 
 
-@suboperation(OP, 1, "up")
+@suboperation(OP, 1, "up", names=("vcpuid",))
 def up(call: Call) -> None:
     """Let it run, from its first state or from where VCPUOP_down stopped it."""
     _target(call).up()
 
 
-@suboperation(OP, 2, "down")
+@suboperation(OP, 2, "down", names=("vcpuid",))
 def down(call: Call) -> None:
     """Stop it; a domain whose last vCPU stops has powered off."""
     vcpu = _target(call)
@@ -73,26 +73,26 @@ def down(call: Call) -> None:
         vcpu.down()
 
 
-@suboperation(OP, 3, "is_up")
+@suboperation(OP, 3, "is_up", names=("vcpuid",))
 def is_up(call: Call) -> int:
     """1 where the vCPU has been started."""
     return int(_target(call).online)
 
 
-@suboperation(OP, 4, "get_runstate_info", arg=RunstateInfo, at=2, out=True)
+@suboperation(OP, 4, "get_runstate_info", arg=RunstateInfo, at=2, out=True, names=("vcpuid",))
 def get_runstate_info(call: Call, op: RunstateInfo) -> None:
     """How the vCPU has spent its time."""
     for name, value in _target(call).runstate()._asdict().items():
         setattr(op, name, value)
 
 
-@suboperation(OP, 5, "register_runstate_memory_area", arg=RegisterArea, at=2)
+@suboperation(OP, 5, "register_runstate_memory_area", arg=RegisterArea, at=2, names=("vcpuid",))
 def register_runstate_memory_area(call: Call, op: RegisterArea) -> None:
     """Keep a copy of the run state at a guest-virtual address."""
     _target(call).keep_runstate(op.addr, call.abi, call.vcpu)
 
 
-@suboperation(OP, 6, "set_periodic_timer", arg=SetPeriodicTimer, at=2)
+@suboperation(OP, 6, "set_periodic_timer", arg=SetPeriodicTimer, at=2, names=("vcpuid",))
 def set_periodic_timer(call: Call, op: SetPeriodicTimer) -> None:
     """VIRQ_TIMER every so many nanoseconds, at the least 1 ms."""
     if not MIN_PERIOD_NS <= op.period_ns < MAX_PERIOD_NS:
@@ -100,13 +100,13 @@ def set_periodic_timer(call: Call, op: SetPeriodicTimer) -> None:
     _own(call).set_periodic_timer(op.period_ns)
 
 
-@suboperation(OP, 7, "stop_periodic_timer")
+@suboperation(OP, 7, "stop_periodic_timer", names=("vcpuid",))
 def stop_periodic_timer(call: Call) -> None:
     """No more of them."""
     _own(call).set_periodic_timer(None)
 
 
-@suboperation(OP, 8, "set_singleshot_timer", arg=SetSingleshotTimer, at=2)
+@suboperation(OP, 8, "set_singleshot_timer", arg=SetSingleshotTimer, at=2, names=("vcpuid",))
 def set_singleshot_timer(call: Call, op: SetSingleshotTimer) -> None:
     """One VIRQ_TIMER at an absolute system time."""
     vcpu = _own(call)
@@ -115,13 +115,13 @@ def set_singleshot_timer(call: Call, op: SetSingleshotTimer) -> None:
     vcpu.set_timer(op.timeout_abs_ns)
 
 
-@suboperation(OP, 9, "stop_singleshot_timer")
+@suboperation(OP, 9, "stop_singleshot_timer", names=("vcpuid",))
 def stop_singleshot_timer(call: Call) -> None:
     """Disarm it."""
     _own(call).set_timer(None)
 
 
-@suboperation(OP, 10, "register_vcpu_info", arg=RegisterVcpuInfo, at=2)
+@suboperation(OP, 10, "register_vcpu_info", arg=RegisterVcpuInfo, at=2, names=("vcpuid",))
 def register_vcpu_info(call: Call, op: RegisterVcpuInfo) -> None:
     """Move a vCPU's vcpu_info to a place of the guest's choosing; once only, within one page."""
     vcpu = _target(call)
@@ -132,13 +132,13 @@ def register_vcpu_info(call: Call, op: RegisterVcpuInfo) -> None:
     mark_all_pending(vcpu, call.abi)
 
 
-@suboperation(OP, 12, "get_physid", arg=GetPhysid, at=2, out=True)
+@suboperation(OP, 12, "get_physid", arg=GetPhysid, at=2, out=True, names=("vcpuid",))
 def get_physid(call: Call, op: GetPhysid) -> None:
     """Only the hardware domain is told where it runs."""
     raise XenError(errno.EINVAL)
 
 
-@suboperation(OP, 13, "register_vcpu_time_memory_area", arg=RegisterTimeArea, at=2)
+@suboperation(OP, 13, "register_vcpu_time_memory_area", arg=RegisterTimeArea, at=2, names=("vcpuid",))
 def register_vcpu_time_memory_area(call: Call, op: RegisterTimeArea) -> None:
     """Keep a second copy of the vCPU's time at a guest-virtual address: for a clock that user code reads."""
     _target(call).keep_time(op.addr, call.vcpu)

@@ -9,7 +9,7 @@ from vmm.xenabi.interfaces import Call, XenError
 ENABLE, DISABLE = 0, 1
 
 
-@hypercall(Hypercall.vm_assist)
+@hypercall(Hypercall.vm_assist, "cmd", "type")
 def vm_assist(call: Call) -> None:
     """(command, assist): only the flag in a run state that is being updated is for guests that are not PV."""
     command, assist = call.args[0], call.args[1]

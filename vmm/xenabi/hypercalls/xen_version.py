@@ -33,13 +33,13 @@ def version(call: Call) -> int:
     return identity.major << 16 | identity.minor
 
 
-@suboperation(Hypercall.xen_version, 1, "extraversion")
+@suboperation(Hypercall.xen_version, 1, "extraversion", names=("buffer",))
 def extraversion(call: Call) -> int:
     """xen_extraversion_t, 16 characters."""
     return _text(call, (domain_of(call).identity.extra, 16))
 
 
-@suboperation(Hypercall.xen_version, 2, "compile_info")
+@suboperation(Hypercall.xen_version, 2, "compile_info", names=("buffer",))
 def compile_info(call: Call) -> int:
     """xen_compile_info_t: compiler, by whom, where, when."""
     identity = domain_of(call).identity
@@ -52,13 +52,13 @@ def compile_info(call: Call) -> int:
     )
 
 
-@suboperation(Hypercall.xen_version, 3, "capabilities")
+@suboperation(Hypercall.xen_version, 3, "capabilities", names=("buffer",))
 def capabilities(call: Call) -> int:
     """xen_capabilities_info_t, 1024 characters."""
     return _text(call, (domain_of(call).identity.capabilities, 1024))
 
 
-@suboperation(Hypercall.xen_version, 4, "changeset")
+@suboperation(Hypercall.xen_version, 4, "changeset", names=("buffer",))
 def changeset(call: Call) -> int:
     """xen_changeset_info_t, 64 characters."""
     return _text(call, (domain_of(call).identity.changeset, 64))
@@ -86,19 +86,19 @@ def pagesize(call: Call) -> int:
     return PAGE_BYTES
 
 
-@suboperation(Hypercall.xen_version, 8, "guest_handle")
+@suboperation(Hypercall.xen_version, 8, "guest_handle", names=("buffer",))
 def guest_handle(call: Call) -> None:
     """The domain's UUID, 16 bytes."""
     call.vcpu.write_virtual(call.args[1], domain_of(call).handle)
 
 
-@suboperation(Hypercall.xen_version, 9, "commandline")
+@suboperation(Hypercall.xen_version, 9, "commandline", names=("buffer",))
 def commandline(call: Call) -> int:
     """xen_commandline_t, 1024 characters; a domU is told nothing, as in Xen."""
     return _text(call, ("" if domain_of(call).privileged else "<denied>", 1024))
 
 
-@suboperation(Hypercall.xen_version, 10, "build_id")
+@suboperation(Hypercall.xen_version, 10, "build_id", names=("buffer",))
 def build_id(call: Call) -> int:
     """Refused to a domU; pyvmm has no build id to give a dom0."""
     raise XenError(errno.ENODATA if domain_of(call).privileged else errno.EPERM)

@@ -1,0 +1,59 @@
+"""What a run looks on with: the trace, the statistics and the faults that its command line asks for."""
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+from vmm.domain import Domain
+from vmm.faults import Fault, Injector
+from vmm.hypervisor import Hypervisor
+from vmm.trace.filters import Filter
+from vmm.trace.stats import Stats
+from vmm.trace.symbols import load_symbols
+from vmm.trace.tracer import Consumer, Tracer
+from vmm.trace.writers import WRITERS, Output
+
+
+class Observation(NamedTuple):
+    """What somebody wants to see, or to go wrong."""
+
+    trace: Filter | None = None
+    trace_file: Path | None = None
+    trace_format: str = "text"
+    symbols: Path | None = None
+    stats: bool = False
+    faults: tuple[Fault, ...] = ()
+    seed: int = 0
+
+
+class Observer:
+    """Looks on at all domains of one run.  PyvmmError where a file cannot be read or written."""
+
+    def __init__(self, wanted: Observation) -> None:
+        self._stats = Stats() if wanted.stats else None
+        self._devices: dict[str, dict[str, int]] = {}
+        consumers: list[Consumer] = [self._stats] if self._stats is not None else []
+        if wanted.trace is not None:
+            symbols = load_symbols(wanted.symbols) if wanted.symbols is not None else None
+            consumers.append(WRITERS[wanted.trace_format](Output(wanted.trace_file), wanted.trace, symbols))
+        self._tracer = Tracer(consumers)
+        self._injector = Injector(list(wanted.faults), wanted.seed) if wanted.faults else None
+
+    def attach(self, hypervisor: Hypervisor, domain: Domain) -> None:
+        """Before the domain starts."""
+        if self._injector is not None:
+            self._injector.attach(domain)
+        if self._tracer.consumers:
+            self._tracer.attach(domain, hypervisor.xenstore)
+
+    def ended(self, domain: Domain) -> None:
+        """The domain is about to stop: its devices' counters are still there."""
+        if self._stats is not None and domain.bus is not None:
+            self._devices |= domain.bus.counters()
+
+    def close(self) -> None:
+        """The run is over: print what has been counted."""
+        seconds = self._tracer.elapsed_s
+        self._tracer.close()
+        if self._stats is not None:
+            print("\n".join(self._stats.table(seconds, list(self._devices.items()))), file=sys.stderr)
