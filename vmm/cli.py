@@ -282,7 +282,7 @@ def _shares(texts: list[str]) -> "tuple[Share, ...]":
 
 
 def _config(options: argparse.Namespace) -> DomainConfig:
-    from vmm.run import default_image
+    from vmm.prepare import default_image
 
     return DomainConfig(
         image=options.image or default_image(),
@@ -326,19 +326,22 @@ def _observation(options: argparse.Namespace) -> "Observation | None":
 
 def _run(options: argparse.Namespace) -> int:
     gc.disable()  # the start makes objects that live to the end; looking through them again and again costs 5 ms
+    from vmm.prepare import Start
     from vmm.run import Request, run_guest
 
     if options.timeout is not None and not 0 < options.timeout < threading_limit():
         raise UsageError(f"--timeout takes seconds above 0, not {options.timeout:g}")
     log.configure(options.log_level, json=options.log_json)
     request = Request(
+        start=Start(
+            command=options.guest_command,
+            default_initrd=not options.no_initrd,
+            modules=_module_folder(options.modules),
+            host_root=options.root is not None,
+        ),
         timeout_s=options.timeout,
-        command=options.guest_command,
         restart=(options.on_reboot or ("exit" if options.guest_command is not None else "restart")) == "restart",
-        default_initrd=not options.no_initrd,
         xenstore=options.xenstore,
-        modules=_module_folder(options.modules),
-        host_root=options.root is not None,
         observation=_observation(options),
     )
     return run_guest(_config(options), request)

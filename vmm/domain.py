@@ -243,6 +243,16 @@ class Domain:
         if self._uart is not None:
             self._uart.type(data)
 
+    def pause(self) -> None:
+        """Stop every vCPU between two instructions; time and devices go on."""
+        for vcpu in self.vcpus:
+            vcpu.pause()
+
+    def resume(self) -> None:
+        """Let them go on."""
+        for vcpu in self.vcpus:
+            vcpu.resume()
+
     def interrupt(self) -> None:
         """Make `wait` return without an outcome: somebody has left the guest."""
         self._ended.set()

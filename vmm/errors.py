@@ -27,6 +27,10 @@ class UsageError(PyvmmError):
     exit_status = ExitStatus.USAGE
 
 
+class GuestError(PyvmmError):
+    """A guest did not do what a script asked of it."""
+
+
 class HostError(PyvmmError):
     """This host cannot do what is asked."""
 

@@ -11,16 +11,14 @@ from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmm import log
-from vmm.boot.elf import ElfImage
-from vmm.boot.image import load_image, open_file
-from vmm.boot.pvh import Module
 from vmm.config import DomainConfig
 from vmm.devices.chardev import Chardev, Tee, open_chardev
-from vmm.devices.exit_port import EXIT_PORT, ExitPort
+from vmm.devices.exit_port import ExitPort
 from vmm.domain import Domain, Outcome
 from vmm.errors import ExitStatus, UsageError
 from vmm.hypervisor import Hypervisor
 from vmm.kvm import System
+from vmm.prepare import Prepared, Start, prepare
 from vmm.xenabi.constants import ShutdownReason
 
 if TYPE_CHECKING:
@@ -34,13 +32,10 @@ END_OF_INPUT = b"\x04"  # Ctrl-D
 class Request(NamedTuple):
     """What `pyvmm run` is asked for beside the domain's own configuration."""
 
+    start: Start = Start()
     timeout_s: float | None = None
-    command: str | None = None
     restart: bool = True
-    default_initrd: bool = True
     xenstore: Path | None = None
-    modules: Path | None = None
-    host_root: bool = False
     observation: "Observation | None" = None
 
 
@@ -48,11 +43,8 @@ def run_guest(config: DomainConfig, request: Request) -> int:
     """Start the guest that `config` describes and wait for its end: the exit status.  PyvmmError."""
     if config.console == config.serial == "stdio":
         raise UsageError("--console and --serial cannot both be stdio; give --console another place, or none")
-    if request.host_root:
-        words = "root=host rootfstype=9p rootflags=trans=xen,version=9p2000.L,cache=loose,msize=262144 ro"
-        config = config._replace(command_line=f"{words} {config.command_line}".strip())
     config = config._replace(observed=request.observation is not None)
-    prepared = _prepare(config, request)
+    prepared = prepare(config, request.start)
     runner: _Runner | None = None
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:
@@ -62,56 +54,6 @@ def run_guest(config: DomainConfig, request: Request) -> int:
         if runner is not None:
             runner.close()
         signal.signal(signal.SIGTERM, previous)
-
-
-class _Prepared(NamedTuple):
-    """What a guest starts from, and whether its initrd is pyvmm's own."""
-
-    image: ElfImage
-    modules: list[Module]
-    own_initrd: bool
-
-
-def _prepare(config: DomainConfig, request: Request) -> _Prepared:
-    image = load_image(config.image)
-    if config.initrd is not None:
-        name = f"the initrd {config.initrd}"
-        return _Prepared(image, [Module(name, memoryview(open_file(config.initrd, "initrd")))], own_initrd=False)
-    if not request.default_initrd or not (image.is_linux or request.command is not None):
-        return _Prepared(image, [], own_initrd=False)
-    from vmm.boot.initramfs import Root, WindowSize, command_initramfs, dhcp_script, shell_initramfs
-
-    root, modules = Root.NONE, _modules(config, request) if image.is_linux else []
-    if any(word.startswith("root=") for word in config.command_line.split()):
-        root = Root.SWITCH if request.command is None and not request.host_root else Root.STAY
-    network = dhcp_script([f"eth{index}" for index, net in enumerate(config.nets) if net.kind == "user"])
-    if request.command is not None:
-        archive = command_initramfs(
-            request.command, EXIT_PORT, plain_newlines=not os.isatty(0), root=root, modules=modules, network=network
-        )
-    else:
-        window = WindowSize(*reversed(os.get_terminal_size(0))) if os.isatty(0) else None
-        archive = shell_initramfs(window, root, modules, network)
-    return _Prepared(image, [Module("the initrd made of busybox", memoryview(archive))], own_initrd=True)
-
-
-def _modules(config: DomainConfig, request: Request) -> list[tuple[str, bytes]]:
-    """The drivers that the guest needs for its devices, where its kernel has them as modules."""
-    names = ["xen_blkfront", "ext4"] if config.disks else []
-    names += ["xen_netfront"] if config.nets else []
-    names += ["9pnet_xen", "9p"] if config.shares else []
-    names += [word.partition("=")[2] for word in config.command_line.split() if word.startswith("rootfstype=")]
-    if not names:
-        return []
-    from vmm.boot.modules import ModuleFolder, module_folder
-
-    folder = request.modules or module_folder(config.image)
-    if folder is None:
-        log.get(__name__).warning(
-            "no modules for this kernel are known, so the guest has only the drivers that are built in: give --modules DIR"
-        )
-        return []
-    return ModuleFolder(folder).closure(names)
 
 
 class _Runner:
@@ -149,10 +91,10 @@ class _Runner:
         self._chardevs.append(opened)
         return opened
 
-    def run(self, prepared: _Prepared | None) -> int:
+    def run(self, prepared: Prepared | None) -> int:
         """To the end of the last guest: the exit status."""
         while True:
-            domain = self._domain = self._create(prepared or _prepare(self._config, self._request))
+            domain = self._domain = self._create(prepared or prepare(self._config, self._request.start))
             prepared = None
             try:
                 status = self._run_domain(domain)
@@ -161,12 +103,9 @@ class _Runner:
             if status is not None:
                 return status
 
-    def _create(self, prepared: _Prepared) -> Domain:
+    def _create(self, prepared: Prepared) -> Domain:
         self._own_initrd = prepared.own_initrd
-        config = self._config
-        if prepared.image.is_linux:
-            config = config._replace(command_line=linux_command_line(config.command_line, self._request.command))
-        domain = self._hypervisor.create_domain(config, prepared.image, prepared.modules, self._tee, self._serial)
+        domain = self._hypervisor.create_domain(prepared.config, prepared.image, prepared.modules, self._tee, self._serial)
         if self._observer is not None:
             self._observer.attach(self._hypervisor, domain)
         prepared.image.close()
@@ -178,7 +117,7 @@ class _Runner:
     def _run_domain(self, domain: Domain) -> int | None:
         """The exit status, or None where the guest is to be started again."""
         exit_port = ExitPort()
-        if self._request.command is not None:
+        if self._request.start.command is not None:
             domain.ports.own(exit_port, *exit_port.ranges)
 
         def offer(data: bytes) -> None:
@@ -187,7 +126,7 @@ class _Runner:
 
         domain.start()
         self._control_by_socket()
-        if self._request.command is None or os.isatty(0):
+        if self._request.start.command is None or os.isatty(0):
             self._console.start(offer, self._leave)
         if self._serial is not None:
             self._serial.start(domain.type_serial, self._leave)
@@ -211,7 +150,7 @@ class _Runner:
             return ExitStatus.TIMED_OUT
         if outcome.reason is ShutdownReason.reboot and self._request.restart:
             return None
-        return _report(domain, outcome, exit_port.status, self._request.command)
+        return _report(domain, outcome, exit_port.status, self._request.start.command)
 
     def _control_by_socket(self) -> None:
         """Take requests from other processes, from now on: what that needs is imported beside the running guest."""
@@ -293,21 +232,3 @@ def _say(domain: Domain, *lines: str) -> None:
     why = domain.why_no_hypercalls()
     for index, line in enumerate([*lines, why] if why else lines):
         print(f"pyvmm: {line}" if index == 0 or line is why else f"  {line}", file=sys.stderr)
-
-
-def default_image() -> Path:
-    """The running kernel's own file; UsageError where it is not in the usual place."""
-    image = Path(f"/boot/vmlinuz-{os.uname().release}")
-    if not image.exists():
-        raise UsageError(f"no IMAGE was given, and this host's own kernel is not at {image}; give a vmlinux or vmlinuz")
-    return image
-
-
-def linux_command_line(append: str, command: str | None) -> str:
-    """What a kernel developer means: the Xen console unless another is named, and silence around a command's output."""
-    words = append.split()
-    defaults = [] if any(word.startswith("console=") for word in words) else ["console=hvc0"]
-    chatty = ("loglevel=", "ignore_loglevel", "debug", "earlyprintk")
-    if command is not None and not any(word.startswith(chatty) for word in words):
-        defaults += ["quiet", "loglevel=0"]
-    return " ".join([*defaults, append] if append else defaults)

@@ -9,7 +9,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from vmm import log
 from vmm.kvm import Exit, KvmError, MpState, XenFlag
@@ -41,6 +41,7 @@ _XEN_HCALL = 1
 _EPERM = (1 << 64) - errno.EPERM
 _ENOSYS = (1 << 64) - errno.ENOSYS
 _RFLAGS_IF = 1 << 9
+Answer = TypeVar("Answer")
 _RESET_RIP, _RESET_CS = 0xFFF0, 0xF000
 
 
@@ -70,6 +71,7 @@ class Vcpu:
         self._stopping = False
         self._initialised = False
         self._is_down = False
+        self._paused = False
         self._stirred = threading.Event()
         self._call = Call(domain, self)
         self._thread = threading.Thread(target=self._main, name=f"{domain.config.name}-vcpu{vcpu_id}", daemon=True)
@@ -115,9 +117,57 @@ class Vcpu:
 
     def _kick(self) -> None:
         self.kvm.kick()
-        if self._is_down:
+        if self._is_down or self._paused:
             self._stirred.set()
         self.domain.events.wake()
+
+    def ask(self, question: Callable[[], Answer]) -> Answer | None:
+        """What a function answers in this vCPU's thread, with the guest's registers as they are between two instructions.
+
+        None where the vCPU does not run any more.  From any thread but a vCPU's; errors are the caller's.
+        """
+        answers: list[Answer] = []
+        errors: list[Exception] = []
+        done = threading.Event()
+
+        def answer() -> None:
+            try:
+                self.settle()
+                answers.append(question())
+            except Exception as error:  # the caller's to handle
+                errors.append(error)
+            done.set()
+
+        self.post(answer)
+        while not done.wait(REQUEST_CHECK_S):
+            if not self._thread.is_alive():
+                return None
+        if errors:
+            raise errors[0]
+        return answers[0]
+
+    def pause(self) -> None:
+        """Stop between two instructions, until `resume`; requests are still carried out."""
+        self.ask(self.hold)
+
+    def hold(self) -> None:
+        """The same, in this vCPU's own thread."""
+        self._paused = True
+
+    def resume(self) -> None:
+        """Go on after `pause`; from any thread."""
+        self._paused = False
+        self._stirred.set()
+
+    def settle(self) -> None:
+        """Let KVM complete the instruction that it has left the guest for, and no more; in this vCPU's own thread."""
+        self.kvm.run.immediate_exit = 1
+        while (reason := self.kvm.enter()) >= 0:  # a string instruction, with more to come
+            self.exit_handlers[reason]()
+            self.kvm.run.immediate_exit = 1
+        if reason == Exit.INIT_TAKEN:
+            self._restore_clock()
+        self.kvm.kick_seen()  # whoever kicked meanwhile has posted something, which is looked for before the next entry
 
     def join(self) -> None:
         """Wait until the thread has ended."""
@@ -143,7 +193,7 @@ class Vcpu:
             while not self._stopping:
                 while self._requests:
                     self._requests.popleft()()
-                if self._is_down:
+                if self._is_down or self._paused:
                     self._stirred.wait()
                     self._stirred.clear()
                     continue
@@ -268,10 +318,7 @@ class Vcpu:
         KVM completes the instruction at the next entry, so enter once without running and step back.
         """
         kvm, call = self.kvm, self._call
-        kvm.run.immediate_exit = 1
-        kvm.enter()
-        if not self._stopping and not self._requests:
-            kvm.kick_seen()
+        self.settle()
         regs = kvm.regs
         regs.rip -= instruction_bytes
         regs.rax = call.number
@@ -533,6 +580,10 @@ class Vcpu:
 
     def _timer_fired(self) -> None:
         self.domain.events.send_virq(Virq.TIMER, self.id)
+
+    def inject_nmi(self) -> None:
+        """Interrupt the guest as a watchdog or an operator would; in this vCPU's own thread."""
+        self.kvm.nmi()
 
     def report(self) -> list[str]:
         """Registers and the bytes at RIP, for a crash report; the thread has left the guest."""

@@ -4,6 +4,7 @@ from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
 
+from vmm.boot.agent import AGENT
 from vmm.boot.cpio import CpioWriter
 from vmm.boot.errors import ImageError
 from vmm.boot.exit_program import exit_program
@@ -164,10 +165,15 @@ def busybox_initramfs(script: str, files: dict[str, bytes] | None = None, module
     return archive.finish()
 
 
-def shell_initramfs(window: WindowSize | None, root: Root, modules: Modules, network: str) -> bytes:
-    """An initramfs with a shell on the console, whose end powers the guest off, or one that goes on to a root."""
+def shell_initramfs(window: WindowSize | None, root: Root, modules: Modules, network: str, *, agent: bool) -> bytes:
+    """An initramfs with a shell on the console, whose end powers the guest off, or one that goes on to a root.
+
+    With an agent that answers requests on the guest's first channel, too (`vmm.boot.agent`).
+    """
     size = f"stty rows {window.rows} cols {window.columns}\n" if window is not None else ""
-    return busybox_initramfs(size + network + root.value + _SHELL + _END, modules=modules)
+    files = {"sbin/agent": AGENT.encode()} if agent else {}
+    start_agent = '\ninside="$inside" /sbin/agent &\n' if agent else ""
+    return busybox_initramfs(size + network + root.value + start_agent + _SHELL + _END, files, modules=modules)
 
 
 def command_initramfs(

@@ -47,6 +47,15 @@ CONSTANTS = [
     "KVM_SET_MP_STATE",
     "KVM_TRANSLATE",
     "KVM_INTERRUPT",
+    "KVM_NMI",
+    "KVM_SET_GUEST_DEBUG",
+    "KVM_GUESTDBG_ENABLE",
+    "KVM_GUESTDBG_SINGLESTEP",
+    "KVM_GUESTDBG_USE_SW_BP",
+    "KVM_GUESTDBG_USE_HW_BP",
+    "KVM_GUESTDBG_INJECT_DB",
+    "KVM_GUESTDBG_INJECT_BP",
+    "KVM_CAP_SET_GUEST_DEBUG",
     "KVM_GET_LAPIC",
     "KVM_SET_LAPIC",
     "KVM_GET_TSC_KHZ",
@@ -172,6 +181,9 @@ struct kvm_vcpu_events {
     uint8_t reserved[26], exception_has_payload; uint64_t exception_payload; };
 struct kvm_sync_regs { struct kvm_regs regs; struct kvm_sregs sregs; struct kvm_vcpu_events events; };
 struct kvm_xen_exit { uint32_t type; union { struct { uint32_t longmode, cpl; uint64_t input, result, params[6]; } hcall; } u; };
+struct kvm_debug_exit_arch { uint32_t exception, pad; uint64_t pc, dr6, dr7; };
+struct kvm_guest_debug_arch { uint64_t debugreg[8]; };
+struct kvm_guest_debug { uint32_t control, pad; struct kvm_guest_debug_arch arch; };
 struct kvm_run {
     uint8_t request_interrupt_window, immediate_exit; uint32_t exit_reason;
     uint8_t ready_for_interrupt_injection, if_flag; uint16_t flags; uint64_t cr8, apic_base;
@@ -184,6 +196,7 @@ struct kvm_run {
         struct { uint32_t type, ndata; uint64_t data[16]; } system_event;
         struct { uint8_t error, pad[7]; uint32_t reason, index; uint64_t data; } msr;
         struct kvm_xen_exit xen;
+        struct { struct kvm_debug_exit_arch arch; } debug;
         char padding[256]; };
     uint64_t kvm_valid_regs, kvm_dirty_regs;
     union { struct kvm_sync_regs regs; char padding[2048]; } s; ...; };

@@ -220,6 +220,10 @@ class Vcpu:
             raise
         return True
 
+    def nmi(self) -> None:
+        """KVM_NMI: a non-maskable interrupt."""
+        ioctl(self.fd, "KVM_NMI", lib.KVM_NMI)
+
     def open_lint0(self) -> None:
         """Let `interrupt` in: LVT0 as an unmasked ExtINT, which KVM asks of the LAPIC (KVM_GET_LAPIC, KVM_SET_LAPIC)."""
         ioctl(self.fd, "KVM_GET_LAPIC", lib.KVM_GET_LAPIC, self._lapic)

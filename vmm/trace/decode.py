@@ -32,8 +32,8 @@ _BY_FIELD: dict[str, Show] = {
     **dict.fromkeys(("dom", "domid", "remote_dom", "u_dom"), _domid),
     **dict.fromkeys(
         (
-            "mfn", "gpfn", "addr", "buffer", "frame_list", "extent_start", "idxs", "gpfns", "errs", "ports", "call_list",
-            "virt_start", "control_gfn", "array_gfn", "value", "submap", "vector", "mem_flags",
+            "mfn", "gpfn", "gpa", "addr", "buffer", "frame_list", "extent_start", "idxs", "gpfns", "errs", "ports",
+            "call_list", "virt_start", "control_gfn", "array_gfn", "value", "submap", "vector", "mem_flags",
         ),
         hex,
     ),

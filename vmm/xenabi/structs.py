@@ -152,6 +152,12 @@ class HvmParamOp(Struct, c_name="xen_hvm_param", header="hvm/hvm_op.h"):
     value: ALIGNED_U64
 
 
+class HvmPagetableDying(Struct, c_name="xen_hvm_pagetable_dying", header="hvm/hvm_op.h"):
+    domid: U16
+    pad: BYTES6
+    gpa: U64
+
+
 class HvmUpcallVector(Struct, c_name="xen_hvm_evtchn_upcall_vector", header="hvm/hvm_op.h"):
     vcpu: U32
     vector: U8

@@ -5,7 +5,7 @@ import errno
 from vmm.xenabi.constants import DOMID_SELF, HVM_NR_PARAMS, HvmParam, Hypercall
 from vmm.xenabi.hypercalls.registry import domain_of, suboperation
 from vmm.xenabi.interfaces import Call, XenError
-from vmm.xenabi.structs import HvmParamOp, HvmUpcallVector
+from vmm.xenabi.structs import HvmPagetableDying, HvmParamOp, HvmUpcallVector
 
 GUEST_MAY_READ = frozenset(HvmParam)
 GUEST_MAY_SET = frozenset({
@@ -37,6 +37,12 @@ def get_param(call: Call, op: HvmParamOp) -> None:
     """Read a parameter; one that was never set is 0."""
     _check(call, op, GUEST_MAY_READ)
     op.value = domain_of(call).hvm_params.get(op.index, 0)
+
+
+@suboperation(Hypercall.hvm_op, 9, "pagetable_dying", arg=HvmPagetableDying)
+def pagetable_dying(call: Call, op: HvmPagetableDying) -> None:
+    """Of use to shadow paging alone, which no domain here has; Linux asks once whether it is."""
+    raise XenError(errno.EINVAL)
 
 
 @suboperation(Hypercall.hvm_op, 23, "set_evtchn_upcall_vector", arg=HvmUpcallVector)

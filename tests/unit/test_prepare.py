@@ -1,8 +1,8 @@
-"""What `pyvmm run` adds to what it was asked for."""
+"""What a guest gets beside what was asked for."""
 
 import pytest
 
-from vmm.run import linux_command_line
+from vmm.prepare import linux_command_line
 
 
 @pytest.mark.parametrize(
