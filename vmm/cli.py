@@ -156,6 +156,11 @@ def _add_run(commands: _Commands) -> None:
         type=Path,
         help="a vmlinux, System.map or /proc/kallsyms to name the trace's addresses",
     )
+    watching.add_argument(
+        "--gdb",
+        metavar="WHERE[,wait]",
+        help="let GDB attach (`target remote`) at PORT, ADDRESS:PORT or unix:PATH; wait: the guest starts when GDB says so",
+    )
     watching.add_argument("--stats", action="store_true", help="at the end, count hypercalls, exits, events and devices")
     watching.add_argument(
         "--fault",
@@ -343,6 +348,8 @@ def _run(options: argparse.Namespace) -> int:
         restart=(options.on_reboot or ("exit" if options.guest_command is not None else "restart")) == "restart",
         xenstore=options.xenstore,
         observation=_observation(options),
+        gdb=options.gdb.removesuffix(",wait") if options.gdb else None,
+        gdb_wait=bool(options.gdb) and options.gdb.endswith(",wait"),
     )
     return run_guest(_config(options), request)
 

@@ -23,6 +23,7 @@ from vmm.xenabi.constants import ShutdownReason
 
 if TYPE_CHECKING:
     from vmm.control.server import ControlServer
+    from vmm.gdb.server import GdbServer
     from vmm.observe import Observation, Observer
 
 GRACE_S = 20
@@ -37,6 +38,8 @@ class Request(NamedTuple):
     restart: bool = True
     xenstore: Path | None = None
     observation: "Observation | None" = None
+    gdb: str | None = None
+    gdb_wait: bool = False
 
 
 def run_guest(config: DomainConfig, request: Request) -> int:
@@ -72,6 +75,7 @@ class _Runner:
         self._control: ControlServer | None = None
         self._destroyed = threading.Event()
         self._observer: Observer | None = None
+        self._gdb: GdbServer | None = None
         try:
             if request.observation is not None:
                 from vmm import observe  # only whoever looks on pays for it
@@ -124,7 +128,11 @@ class _Runner:
             if data or self._own_initrd:
                 domain.type(data or END_OF_INPUT)
 
+        if self._request.gdb is not None and self._request.gdb_wait:
+            for vcpu in domain.vcpus:
+                vcpu.hold()
         domain.start()
+        self._debug(domain)
         self._control_by_socket()
         if self._request.start.command is None or os.isatty(0):
             self._console.start(offer, self._leave)
@@ -137,6 +145,7 @@ class _Runner:
             raise
         if outcome is None:
             self._discard_output()
+        self._close_debugger()
         if self._observer is not None:
             self._observer.ended(domain)
         domain.stop()
@@ -151,6 +160,20 @@ class _Runner:
         if outcome.reason is ShutdownReason.reboot and self._request.restart:
             return None
         return _report(domain, outcome, exit_port.status, self._request.start.command)
+
+    def _debug(self, domain: Domain) -> None:
+        if self._request.gdb is None:
+            return
+        from vmm.gdb.server import GdbServer
+
+        self._gdb = GdbServer(self._request.gdb, domain, self._destroy)
+        if self._request.gdb_wait:
+            print(f"pyvmm: the guest waits for GDB at {self._request.gdb}", file=sys.stderr)
+
+    def _close_debugger(self) -> None:
+        if self._gdb is not None:
+            self._gdb.close()
+            self._gdb = None
 
     def _control_by_socket(self) -> None:
         """Take requests from other processes, from now on: what that needs is imported beside the running guest."""
@@ -199,6 +222,7 @@ class _Runner:
 
     def close(self) -> None:
         self._discard_output()
+        self._close_debugger()
         if self._control is not None:
             self._control.close()
         self._hypervisor.close()

@@ -4,7 +4,7 @@ from vmm.kvm.capabilities import CAPABILITIES, Capability, XenFlag
 from vmm.kvm.errors import KvmError
 from vmm.kvm.hostmem import PAGE_BYTES, HostMemory, PageFile
 from vmm.kvm.system import CpuidEntry, System
-from vmm.kvm.vcpu import Exit, MpState, Vcpu, allow_kicks
+from vmm.kvm.vcpu import Exit, GuestDebug, MpState, Vcpu, allow_kicks
 from vmm.kvm.vm import MsiRoute, SlotFlag, Vm
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "Capability",
     "CpuidEntry",
     "Exit",
+    "GuestDebug",
     "HostMemory",
     "KvmError",
     "MpState",

@@ -8,7 +8,7 @@ import mmap
 import os
 import signal
 import threading
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from typing import Any
 
 from vmm.kvm._native import ffi, lib
@@ -48,6 +48,18 @@ class MpState(IntEnum):
     RUNNABLE = lib.KVM_MP_STATE_RUNNABLE
     UNINITIALIZED = lib.KVM_MP_STATE_UNINITIALIZED
     HALTED = lib.KVM_MP_STATE_HALTED
+
+
+class GuestDebug(IntFlag):
+    """KVM_SET_GUEST_DEBUG's control."""
+
+    ENABLE = lib.KVM_GUESTDBG_ENABLE
+    SINGLESTEP = lib.KVM_GUESTDBG_SINGLESTEP
+    BLOCKIRQ = lib.KVM_GUESTDBG_BLOCKIRQ
+    USE_SW_BP = lib.KVM_GUESTDBG_USE_SW_BP
+    USE_HW_BP = lib.KVM_GUESTDBG_USE_HW_BP
+    INJECT_DB = lib.KVM_GUESTDBG_INJECT_DB
+    INJECT_BP = lib.KVM_GUESTDBG_INJECT_BP
 
 
 def allow_kicks() -> None:
@@ -219,6 +231,12 @@ class Vcpu:
                 return False
             raise
         return True
+
+    def debug(self, control: GuestDebug, registers: list[int]) -> None:
+        """KVM_SET_GUEST_DEBUG: what makes the vCPU leave the guest with `Exit.DEBUG`; `registers` are DR0 to DR7."""
+        request = ffi.new("struct kvm_guest_debug *")
+        request.control, request.arch.debugreg = control, registers
+        ioctl(self.fd, "KVM_SET_GUEST_DEBUG", lib.KVM_SET_GUEST_DEBUG, request)
 
     def nmi(self) -> None:
         """KVM_NMI: a non-maskable interrupt."""

@@ -37,6 +37,14 @@ class Vm:
         self._vcpu_mmap_size = vcpu_mmap_size
         self._xen_msr = 0
 
+    def capability(self, number: int) -> int:
+        """KVM_CHECK_EXTENSION on the machine: 0 where it has not got it."""
+        return ioctl(self.fd, "KVM_CHECK_EXTENSION", lib.KVM_CHECK_EXTENSION, number)
+
+    def can_step_without_interrupts(self) -> bool:
+        """Whether single steps can hold interrupts back (Linux 5.15)."""
+        return bool(self.capability(lib.KVM_CAP_SET_GUEST_DEBUG2) & lib.KVM_GUESTDBG_BLOCKIRQ)
+
     def create_vcpu(self, vcpu_id: int) -> Vcpu:
         """KVM_CREATE_VCPU: `vcpu_id` is the LAPIC id that the guest sees."""
         return Vcpu(ioctl(self.fd, "KVM_CREATE_VCPU", lib.KVM_CREATE_VCPU, vcpu_id), vcpu_id, self._vcpu_mmap_size)
