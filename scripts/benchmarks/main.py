@@ -2,7 +2,7 @@
 
 import argparse
 
-from scripts.benchmarks import block, boot, events, hypercall, idle, net, startup
+from scripts.benchmarks import block, boot, events, hypercall, idle, net, startup, trace
 from scripts.benchmarks.table import print_table
 
 SUBJECTS = {
@@ -10,6 +10,7 @@ SUBJECTS = {
     "startup": startup,
     "events": events,
     "idle": idle,
+    "trace": trace,
     "boot": boot,
     "block": block,
     "net": net,

@@ -306,7 +306,7 @@ class Xenbus:
     """All devices of one domain.  From any thread but xenstore's."""
 
     def __init__(self, xenstore: Xenstore, guest: Guest) -> None:
-        self._xenstore = xenstore
+        self.xenstore = xenstore
         self._guest = guest
         self._lock = threading.Lock()
         self._devices: list[Device] = []
@@ -315,11 +315,11 @@ class Xenbus:
         """Give the domain a device, at any time."""
 
         def create(store: Store) -> Device:
-            device = Device(self._xenstore, store, self._guest, backend)
+            device = Device(self.xenstore, store, self._guest, backend)
             device.create()
             return device
 
-        device = self._xenstore.run(create)
+        device = self.xenstore.run(create)
         with self._lock:
             self._devices.append(device)
         return device
@@ -337,7 +337,7 @@ class Xenbus:
 
     def detach(self, device: Device, *, force: bool = False) -> bool:
         """Take a device away again; False where a front end that uses it did not let it go in time, unless by force."""
-        self._xenstore.run(lambda _: device.unplug())
+        self.xenstore.run(lambda _: device.unplug())
         if device.gone.wait(0 if force else UNPLUG_S):
             return True
         if force or not device.attached:
@@ -346,7 +346,7 @@ class Xenbus:
         return False
 
     def _remove(self, device: Device) -> None:
-        self._xenstore.run(lambda _: device.remove())
+        self.xenstore.run(lambda _: device.remove())
         device.gone.wait()
 
     def close(self) -> None:

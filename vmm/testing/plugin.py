@@ -19,7 +19,7 @@ _NEEDS = {
     "needs_kvm_xen": "skip where the host's KVM has no KVM_XEN",
 }
 _TRACE_LINES = 100
-_CONSOLE_CHARACTERS = 10_000
+_CONSOLE_CHARACTERS = 50_000
 _PARAMETERS = ("kernel", "vcpus", "transport")
 _STASH = pytest.StashKey[list[Any]]()
 
