@@ -161,6 +161,9 @@ def _add_run(commands: _Commands) -> None:
         metavar="WHERE[,wait]",
         help="let GDB attach (`target remote`) at PORT, ADDRESS:PORT or unix:PATH; wait: the guest starts when GDB says so",
     )
+    watching.add_argument(
+        "--timeline", metavar="FILE", type=Path, help="write an HTML page: phases, what happened when, the slowest gaps"
+    )
     watching.add_argument("--stats", action="store_true", help="at the end, count hypercalls, exits, events and devices")
     watching.add_argument(
         "--fault",
@@ -312,7 +315,7 @@ def _observation(options: argparse.Namespace) -> "Observation | None":
     for option, given in (("--trace-file", options.trace_file), ("--symbols", options.symbols)):
         if given is not None and options.trace is None:
             raise UsageError(f"{option} belongs to --trace, which is missing")
-    if options.trace is None and not options.stats and not options.fault:
+    if options.trace is None and not options.stats and not options.fault and options.timeline is None:
         return None
     from vmm.faults import parse_fault
     from vmm.observe import Observation
@@ -324,6 +327,7 @@ def _observation(options: argparse.Namespace) -> "Observation | None":
         options.trace_format,
         options.symbols,
         options.stats,
+        options.timeline,
         tuple(map(parse_fault, options.fault)),
         options.fault_seed,
     )

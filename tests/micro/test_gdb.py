@@ -67,6 +67,18 @@ def test_gdb_breaks_steps_looks_and_lets_go(build: Build, tmp_path: Path) -> Non
         assert "Traceback" not in process.stderr.read()
 
 
+def test_breakpoints_beyond_the_debug_registers_are_int3(build: Build, tmp_path: Path) -> None:
+    image, place = build("sleeper"), tmp_path / "gdb"
+    if "QEMU TCG" in Path("/proc/cpuinfo").read_text():
+        pytest.skip("the CPU that QEMU's TCG emulates does not tell of int3 in a nested guest")
+    with debugged(image, place) as process:
+        unused = [f"break *({address:#x})" for address in range(0x400000, 0x400004)]
+        said = gdb(image, place, *unused, "break now", "continue", "x/1xb $rip", "delete", "stepi", "x/i $rip", "kill")
+        assert "Breakpoint 5, 0x" in said, said
+        assert "<now>:\t0x0f" in said  # GDB shows what was there
+        assert process.wait(TIMEOUT_S) == 130
+
+
 def test_a_guest_that_waits_does_nothing_until_gdb_says_so(build: Build, tmp_path: Path) -> None:
     image, place = build("hello"), tmp_path / "gdb"
     with debugged(image, place, wait=True) as process:

@@ -63,7 +63,7 @@ class Target:
     def remove_software(self, address: int, vcpu: int = 0) -> None:
         self.points.discard(address)
 
-    def insert_hardware(self, point: Hardware) -> bool:
+    def insert_hardware(self, vcpu: int, point: Hardware) -> bool:
         if len(self.points) == 4:
             return False
         self.points.add(point)

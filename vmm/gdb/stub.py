@@ -209,7 +209,7 @@ class Stub:
         point = Hardware(number, address, length)
         if not insert:
             self._target.remove_hardware(point)
-        elif not self._target.insert_hardware(point):
+        elif not self._target.insert_hardware(self._thread, point):
             return "E1c"  # ENOSPC
         return "OK"
 

@@ -52,8 +52,9 @@ class Target:
         self.wake = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         """Readable when there is something in `stops`."""
         self.stops: deque[Stop] = deque()
-        self._software: dict[int, bytes] = {}
+        self._int3: dict[int, bytes] = {}
         self._hardware: list[Hardware] = []
+        self._soft_hardware: list[Hardware] = []
         self._steps: set[int] = set()
         quiet = domain.vm.can_step_without_interrupts()
         self._step_flags = GuestDebug.BLOCKIRQ if quiet else GuestDebug(0)
@@ -72,7 +73,7 @@ class Target:
 
         def on_internal_error() -> None:
             # A KVM that emulates kernel code for want of VT-x and AMD-V cannot emulate int3.
-            if vcpu.kvm.regs.rip in self._software:
+            if vcpu.kvm.regs.rip in self._int3:
                 self._stop(vcpu, Stop(vcpu.id, "swbreak"))
             else:
                 internal_error()
@@ -87,13 +88,14 @@ class Target:
 
     def _on_debug_exit(self, vcpu: Vcpu) -> None:
         debug = vcpu.kvm.run.debug.arch
-        if debug.exception == _BP and debug.pc not in self._software:
+        if debug.exception == _BP and debug.pc not in self._int3:
             vcpu.kvm.debug(self._control(vcpu.id) | GuestDebug.INJECT_BP, self._registers())  # the guest's own
             return
         if debug.exception == _BP:
             stop = Stop(vcpu.id, "swbreak")
-        elif hit := next((point for n, point in enumerate(self._hardware) if debug.dr6 >> n & 1), None):
-            stop = Stop(vcpu.id, "hwbreak" if hit.type == 1 else "watch", hit.address)
+        elif hit := next((point for n, point in enumerate(self._points()) if debug.dr6 >> n & 1), None):
+            why = "watch" if hit.type != 1 else "hwbreak" if hit in self._hardware else "swbreak"
+            stop = Stop(vcpu.id, why, hit.address)
         elif debug.dr6 & _DR6_STEP and vcpu.id in self._steps:
             stop = Stop(vcpu.id, "step")
         else:
@@ -117,9 +119,9 @@ class Target:
 
     def _control(self, vcpu: int) -> GuestDebug:
         control = GuestDebug(0)
-        if self._software:
+        if self._int3:
             control |= GuestDebug.USE_SW_BP
-        if self._hardware:
+        if self._points():
             control |= GuestDebug.USE_HW_BP
         if vcpu in self._steps:
             control |= GuestDebug.SINGLESTEP | self._step_flags
@@ -127,7 +129,7 @@ class Target:
 
     def _registers(self) -> list[int]:
         found, dr7 = [0] * 8, 0
-        for number, point in enumerate(self._hardware):
+        for number, point in enumerate(self._points()):
             found[number] = point.address
             dr7 |= 2 << 2 * number
             dr7 |= (KINDS[point.type] | _DR7_LENGTHS[point.length] << 2) << 16 + 4 * number
@@ -141,9 +143,10 @@ class Target:
     def release(self) -> None:
         """Take all breakpoints out and let the guest go on by itself."""
         self.stop()
-        for address in list(self._software):
+        for address in list(self._int3):
             self.remove_software(address)
         self._hardware.clear()
+        self._soft_hardware.clear()
         self.run(set(), {vcpu.id for vcpu in self.vcpus})
         for vcpu, before in zip(self.vcpus, self._before, strict=False):
             vcpu.exit_handlers.pop(Exit.DEBUG, None)
@@ -189,27 +192,48 @@ class Target:
 
     # -------------------------------------------------------------------------------- breakpoints
 
+    def _points(self) -> list[Hardware]:
+        return self._hardware + self._soft_hardware
+
     def insert_software(self, vcpu: int, address: int) -> None:
-        """int3 in place of an instruction's first byte.  CannotReach."""
-        if address not in self._software:
-            before = self.read(vcpu, address, 1)
-            self.write(vcpu, address, INT3)
-            self._software[address] = before
+        """A breakpoint that may take int3 in place of an instruction's first byte.  CannotReach.
+
+        While a debug register is free it takes that: it works before the guest has mapped its code, and on a nested host
+        whose emulated CPU does not tell of int3 (QEMU's TCG).
+        """
+        point = Hardware(1, address, 1)
+        if address in self._int3 or point in self._soft_hardware:
+            return
+        if len(self._points()) < HARDWARE_BREAKPOINTS:
+            self._soft_hardware.append(point)
+        else:
+            self._write_int3(vcpu, address)
+
+    def _write_int3(self, vcpu: int, address: int) -> None:
+        before = self.read(vcpu, address, 1)
+        self.write(vcpu, address, INT3)
+        self._int3[address] = before
 
     def remove_software(self, address: int, vcpu: int = 0) -> None:
         """The instruction is whole again, unless the guest has changed it meanwhile."""
-        before = self._software.pop(address, None)
+        point = Hardware(1, address, 1)
+        if point in self._soft_hardware:
+            self._soft_hardware.remove(point)
+        before = self._int3.pop(address, None)
         if before is not None:
             with contextlib.suppress(CannotReach):  # the guest has unmapped it, and with it the breakpoint
                 if self.read(vcpu, address, 1) == INT3:
                     self.write(vcpu, address, before)
 
-    def insert_hardware(self, point: Hardware) -> bool:
-        """A debug register; False where all are taken."""
+    def insert_hardware(self, vcpu: int, point: Hardware) -> bool:
+        """A debug register; False where all are taken.  CannotReach where the breakpoint that has to make room cannot."""
         if point in self._hardware:
             return True
         if len(self._hardware) == HARDWARE_BREAKPOINTS:
             return False
+        if len(self._points()) == HARDWARE_BREAKPOINTS:
+            self._write_int3(vcpu, self._soft_hardware[-1].address)
+            self._soft_hardware.pop()
         self._hardware.append(point)
         return True
 
