@@ -88,10 +88,15 @@ def _modules(config: DomainConfig, start: Start) -> list[tuple[str, bytes]]:
 
 
 def default_image() -> Path:
-    """The running kernel's own file; UsageError where it is not in the usual place."""
+    """$PYVMM_KERNEL, else the running kernel's own file; UsageError where that is not in the usual place."""
+    if chosen := os.environ.get("PYVMM_KERNEL"):
+        return Path(chosen)
     image = Path(f"/boot/vmlinuz-{os.uname().release}")
     if not image.exists():
-        raise UsageError(f"no IMAGE was given, and this host's own kernel is not at {image}; give a vmlinux or vmlinuz")
+        raise UsageError(
+            f"no IMAGE was given, and this host's own kernel is not at {image}; "
+            "give a vmlinux or vmlinuz, or set PYVMM_KERNEL"
+        )
     return image
 
 
