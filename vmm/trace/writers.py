@@ -77,21 +77,26 @@ class Output:
                 self._file.close()
 
 
-class TextWriter:
-    """A line a record."""
+class Writer:
+    """What all formats have in common."""
 
     def __init__(self, output: Output, wanted: Filter, symbols: Symbols | None) -> None:
         self._output = output
         self._wanted = wanted
         self._symbols = symbols
 
+    def close(self) -> None:
+        """No more will come."""
+        self._output.close()
+
+
+class TextWriter(Writer):
+    """A line a record."""
+
     def take(self, record: Record) -> None:
         """Write it, if it is wanted."""
         if self._wanted.matches(record):
             self._output.write(line(record, self._symbols) + "\n")
-
-    def close(self) -> None:
-        self._output.close()
 
 
 def line(record: Record, symbols: Symbols | None = None) -> str:
@@ -122,21 +127,13 @@ def _result(record: Hypercall) -> str:
     return f"{record.result} {record.error} ({os.strerror(-record.result)})"
 
 
-class JsonWriter:
+class JsonWriter(Writer):
     """An object a line."""
-
-    def __init__(self, output: Output, wanted: Filter, symbols: Symbols | None) -> None:
-        self._output = output
-        self._wanted = wanted
-        self._symbols = symbols
 
     def take(self, record: Record) -> None:
         """Write it, if it is wanted."""
         if self._wanted.matches(record):
             self._output.write(json.dumps(_with_symbol(record, self._symbols)) + "\n")
-
-    def close(self) -> None:
-        self._output.close()
 
 
 def _with_symbol(record: Record, symbols: Symbols | None) -> dict[str, Any]:
@@ -146,16 +143,14 @@ def _with_symbol(record: Record, symbols: Symbols | None) -> dict[str, Any]:
     return found
 
 
-class PerfettoWriter:
+class PerfettoWriter(Writer):
     """Chrome's JSON trace events, which ui.perfetto.dev opens: a process a domain, a track a vCPU and a device.
 
     Source: "Trace Event Format", and perfetto.dev/docs/getting-started/other-formats.
     """
 
     def __init__(self, output: Output, wanted: Filter, symbols: Symbols | None) -> None:
-        self._output = output
-        self._wanted = wanted
-        self._symbols = symbols
+        super().__init__(output, wanted, symbols)
         self._tracks: dict[tuple[int, str], int] = {}
         self._lock = threading.Lock()
         self._output.write("[\n" + json.dumps({"name": "process_name", "ph": "M", "pid": 0, "args": {"name": "pyvmm"}}))
@@ -193,7 +188,7 @@ class PerfettoWriter:
     def close(self) -> None:
         """The array ends."""
         self._output.write("\n]\n")
-        self._output.close()
+        super().close()
 
 
 WRITERS: dict[str, type[TextWriter | JsonWriter | PerfettoWriter]] = {
