@@ -6,7 +6,8 @@ Needs VT-x or AMD-V, and KVM_XEN: `ci/nested --kernel 6.12 -- scripts/bench --ru
 import tempfile
 from pathlib import Path
 
-from scripts.benchmarks.devices import Promise, compare, compiled, contestants, initramfs
+from scripts.benchmarks.devices import Promise, compare, compiled, initramfs
+from scripts.benchmarks.monitors import pyvmm, qemu_xen
 from scripts.benchmarks.table import Row
 
 DISK_MIB, SECONDS = 128, 3
@@ -34,9 +35,9 @@ def measure(runs: int) -> list[Row]:
         for name, arguments in JOBS.items():
             script += f"echo RESULT {name} $(blockio /dev/xvda {arguments} {SECONDS})\n"
         initrd = initramfs(compiled("blockio", here), "xen_blkfront", script, here)
-        rivals = contestants(
-            initrd,
-            ["--disk", str(disk)],
-            ["-drive", f"file={disk},if=none,id=d,format=raw,cache=writeback", "-device", "xen-disk,drive=d,vdev=xvda"],
-        )
+        drive = f"file={disk},if=none,id=d,format=raw,cache=writeback"
+        rivals = [
+            pyvmm(initrd, "--disk", str(disk)),
+            qemu_xen(initrd, "-drive", drive, "-device", "xen-disk,drive=d,vdev=xvda"),
+        ]
         return compare(runs, rivals, PROMISES)

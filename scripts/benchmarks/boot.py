@@ -7,31 +7,22 @@ import os
 import re
 import select
 import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import NamedTuple
 
-from scripts.benchmarks.devices import kernel
+from scripts.benchmarks.monitors import MEMORY_MIB, Monitor, kernel, pyvmm, qemu_microvm, qemu_xen
 from scripts.benchmarks.table import Row
 from vmm.boot.cpio import CpioWriter
 from vmm.boot.initramfs import find_busybox
 
-ROOT = Path(__file__).resolve().parents[2]
 MARK = b"/init is running"
-MEMORY_MIB = 256
 TIMEOUT_S = 120
 SETTLE_S, IDLE_S = 2, 5
+SEVERAL = 8
+VCPUS = (2, 4)
 INIT = f"#!/bin/busybox sh\necho '{MARK.decode()}'\n/bin/busybox sleep 1000\n"
-
-
-class Monitor(NamedTuple):
-    """A way to boot the kernel."""
-
-    name: str
-    command: list[str]
-    environment: dict[str, str] | None = None
 
 
 class Boot(NamedTuple):
@@ -61,9 +52,61 @@ def measure(runs: int) -> list[Row]:
     for name, done in boots.items():
         limit = 1.0 if name.startswith("pyvmm") else None
         rows.append(Row(f"{name}: of a CPU, asleep", [boot.idle_percent for boot in done], "%", limit))
+    with tempfile.TemporaryDirectory() as folder:
+        initrd = Path(folder) / "initrd"
+        initrd.write_bytes(_initramfs())
+        for count in VCPUS:
+            one = pyvmm(initrd, "-c", str(count)), qemu_xen(initrd, "-smp", str(count))
+            times = [[_boot(monitor).seconds for monitor in one] for _ in range(runs)]
+            rows.append(Row(f"pyvmm, {count} vCPUs", [ours for ours, _ in times], "s"))
+            rows.append(
+                Row(f"pyvmm to QEMU's Xen emulation, {count} vCPUs", [ours / theirs for ours, theirs in times], "times")
+            )
+        rows += _phases(initrd)
+        rows += _several(pyvmm(initrd))
     beside = [ours.resident_mib / theirs.resident_mib for ours, theirs in zip(zipped, xen, strict=True)]
     rows.append(Row("resident beside RAM, pyvmm to QEMU's Xen emulation", beside, "times", 1.0))
     return rows
+
+
+def _phases(initrd: Path) -> list[Row]:
+    """One boot that is not quiet: when the console shows what."""
+    monitor = pyvmm(initrd)
+    command = [word.removesuffix(" quiet") for word in monitor.command]
+    marks = {b"Linux version": "the kernel's first line", b"Run /init": "Run /init", MARK: "/init's own line"}
+    rows = []
+    with subprocess.Popen(command, env=monitor.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE) as process:
+        start = time.monotonic()
+        try:
+            for mark, name in marks.items():
+                if mark not in _until_mark(process, start, mark):
+                    raise SystemExit(f"pyvmm's guest did not show {mark!r}")
+                rows.append(Row(f"pyvmm, not quiet: exec to {name}", [time.monotonic() - start], "s"))
+        finally:
+            process.kill()
+    return rows
+
+
+def _several(monitor: Monitor) -> list[Row]:
+    """Many guests at once: until the last is there, and what each process has to itself (Pss) beside its guest's RAM."""
+    start = time.monotonic()
+    processes = [
+        subprocess.Popen(monitor.command, env=monitor.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
+        for _ in range(SEVERAL)
+    ]
+    try:
+        for process in processes:
+            _until_mark(process, start)
+        seconds = time.monotonic() - start
+        mib = [_resident_mib(process.pid, "Pss") for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    return [
+        Row(f"pyvmm, {SEVERAL} guests at once: until all are there", [seconds], "s"),
+        Row(f"pyvmm, {SEVERAL} guests at once: each beside RAM, shared pages divided", mib, "MiB"),
+    ]
 
 
 def _ratios(ours: list[Boot], theirs: list[Boot]) -> list[float]:
@@ -81,34 +124,18 @@ def _initramfs() -> bytes:
 
 
 def _monitors(initrd: Path) -> list[Monitor]:
-    vmlinuz, vmlinux = str(kernel()), str(kernel("--vmlinux"))
-    sys.path.append(str(ROOT / "ci"))
-    from qemu import qemu  # type: ignore[import-not-found]
-
-    base, environment = qemu()
-    base += [
-        "-m", str(MEMORY_MIB), "-cpu", "host", "-display", "none", "-nodefaults", "-no-user-config", "-no-reboot",
-        "-initrd", str(initrd), "-chardev", "stdio,id=console",
-    ]  # fmt: skip
-    xen = [*base, "-M", "pc", "-accel", "kvm,xen-version=0x40011,kernel-irqchip=split", "-kernel", vmlinuz]
-    xen += ["-device", "xen-console,chardev=console", "-append", "console=hvc0 quiet"]
-    microvm = [*base, "-M", "microvm", "-accel", "kvm", "-kernel", vmlinux]
-    microvm += ["-serial", "chardev:console", "-append", "console=ttyS0 quiet"]
-    pyvmm = [sys.executable, "-c", "import sys; from vmm.cli import main; sys.exit(main())", "run"]
-    pyvmm += ["-m", str(MEMORY_MIB), "--initrd", str(initrd), "--append", "console=hvc0 quiet", "--pvh"]
     return [
-        Monitor("pyvmm, vmlinuz", [*pyvmm, vmlinuz]),
-        Monitor("pyvmm, vmlinux", [*pyvmm, vmlinux]),
-        Monitor("QEMU's Xen emulation, vmlinuz", xen, environment),
-        Monitor("QEMU microvm, vmlinux", microvm, environment),
+        pyvmm(initrd)._replace(name="pyvmm, vmlinuz"),
+        pyvmm(initrd, image=kernel("--vmlinux"))._replace(name="pyvmm, vmlinux"),
+        qemu_xen(initrd)._replace(name="QEMU's Xen emulation, vmlinuz"),
+        qemu_microvm(initrd)._replace(name="QEMU microvm, vmlinux"),
     ]
 
 
 def _boot(monitor: Monitor) -> Boot:
     start = time.monotonic()
-    environment = monitor.environment or dict(os.environ)
     with subprocess.Popen(
-        monitor.command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        monitor.command, env=monitor.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     ) as process:
         try:
             said = _until_mark(process, start)
@@ -120,10 +147,10 @@ def _boot(monitor: Monitor) -> Boot:
             process.kill()
 
 
-def _until_mark(process: "subprocess.Popen[bytes]", start: float) -> bytes:
+def _until_mark(process: "subprocess.Popen[bytes]", start: float, mark: bytes = MARK) -> bytes:
     assert process.stdout is not None
     said, output = b"", process.stdout.fileno()
-    while MARK not in said and (left := start + TIMEOUT_S - time.monotonic()) > 0:
+    while mark not in said and (left := start + TIMEOUT_S - time.monotonic()) > 0:
         if select.select([output], [], [], left)[0]:
             chunk = os.read(output, 65536)
             if not chunk:
@@ -132,10 +159,10 @@ def _until_mark(process: "subprocess.Popen[bytes]", start: float) -> bytes:
     return said
 
 
-def _resident_mib(pid: int) -> float:
+def _resident_mib(pid: int, field: str = "Rss") -> float:
     """Of all mappings smaller than half the guest's RAM, which RAM itself is not."""
     smaps = Path(f"/proc/{pid}/smaps").read_text()
-    sizes = re.findall(r"^Size: +(\d+) kB.*?^Rss: +(\d+) kB", smaps, re.MULTILINE | re.DOTALL)
+    sizes = re.findall(rf"^Size: +(\d+) kB.*?^{field}: +(\d+) kB", smaps, re.MULTILINE | re.DOTALL)
     return sum(int(rss) for size, rss in sizes if int(size) < MEMORY_MIB * 512) / 1024
 
 

@@ -7,7 +7,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from scripts.benchmarks.devices import Promise, compare, compiled, contestants, initramfs
+from scripts.benchmarks.devices import Promise, compare, compiled, initramfs
+from scripts.benchmarks.monitors import pyvmm, qemu_xen
 from scripts.benchmarks.table import Row
 
 SECONDS, PORT = 4, 5201
@@ -28,16 +29,12 @@ def measure(runs: int) -> list[Row]:
             script += "ip addr add 10.99.0.2/24 dev eth0; ip link set eth0 up; sleep 1\n"
             for name, verb in DIRECTIONS.items():
                 script += f"echo RESULT {name} $(tcpstream {verb} 10.99.0.1 {PORT} {SECONDS})\n"
-            rivals = contestants(
-                initramfs(program, "xen_netfront", script, here),
-                ["--net", "tap:bench"],
-                [
-                    "-netdev",
-                    "tap,id=n,ifname=bench,script=no,downscript=no,vhost=off",
-                    "-device",
-                    "xen-net-device,netdev=n",
-                ],
-            )
+            initrd = initramfs(program, "xen_netfront", script, here)
+            card = "tap,id=n,ifname=bench,script=no,downscript=no,vhost=off"
+            rivals = [
+                pyvmm(initrd, "--net", "tap:bench"),
+                qemu_xen(initrd, "-netdev", card, "-device", "xen-net-device,netdev=n"),
+            ]
             return compare(runs, rivals, [Promise(name, "MiB/s", 1.0) for name in DIRECTIONS])
         finally:
             server.kill()
