@@ -150,11 +150,10 @@ def source_of(channel: Channel) -> str:
     return channel.kind.name
 
 
-def as_dict(record: Record) -> dict[str, Any]:
-    """A record as plain values: what the JSON formats hold."""
-    common: dict[str, Any] = {"kind": record.kind, "time_ns": record.time_ns, "domid": record.domid, "name": record.name}
+def details(record: Record) -> dict[str, Any]:
+    """What is particular to a record, as plain values."""
     if isinstance(record, Hypercall):
-        more: dict[str, Any] = {
+        return {
             "vcpu": record.vcpu,
             "arguments": dict(record.fields),
             "result": record.result,
@@ -162,18 +161,22 @@ def as_dict(record: Record) -> dict[str, Any]:
             "duration_ns": record.duration_ns,
             "rip": f"{record.rip:#x}",
         }
-    elif isinstance(record, Event):
-        more = {"vcpu": record.vcpu, "port": record.port, "upcall": record.told, "dropped": record.dropped}
-    elif isinstance(record, StoreMessage):
-        more = {
+    if isinstance(record, Event):
+        return {"vcpu": record.vcpu, "port": record.port, "upcall": record.told, "dropped": record.dropped}
+    if isinstance(record, StoreMessage):
+        return {
             "transaction": record.request.transaction_id,
             "request": text_of(record.request.payload),
             "answer": text_of(record.answer.payload),
             "failed": record.failed,
         }
-    else:
-        more = {"vcpu": record.vcpu, "detail": record.detail, "duration_ns": record.duration_ns}
-    return common | more
+    return {"vcpu": record.vcpu, "detail": record.detail, "duration_ns": record.duration_ns}
+
+
+def as_dict(record: Record) -> dict[str, Any]:
+    """A whole record as plain values."""
+    common = {"kind": record.kind, "time_ns": record.time_ns, "domid": record.domid, "name": record.name}
+    return common | details(record)
 
 
 def text_of(payload: bytes) -> str:

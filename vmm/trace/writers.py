@@ -10,12 +10,12 @@ import os
 import sys
 import threading
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from vmm import log
 from vmm.errors import PyvmmError
 from vmm.trace.filters import Filter
-from vmm.trace.records import Event, Exit, Hypercall, Record, StoreMessage, as_dict, text_of
+from vmm.trace.records import Event, Exit, Hypercall, Record, StoreMessage, as_dict, details, text_of
 from vmm.trace.symbols import Symbols
 
 FORMATS = ("text", "jsonl", "perfetto")
@@ -133,14 +133,10 @@ class JsonWriter(Writer):
     def take(self, record: Record) -> None:
         """Write it, if it is wanted."""
         if self._wanted.matches(record):
-            self._output.write(json.dumps(_with_symbol(record, self._symbols)) + "\n")
-
-
-def _with_symbol(record: Record, symbols: Symbols | None) -> dict[str, Any]:
-    found = as_dict(record)
-    if symbols is not None and isinstance(record, Hypercall):
-        found["symbol"] = symbols.name(record.rip)
-    return found
+            found = as_dict(record)
+            if self._symbols is not None and isinstance(record, Hypercall):
+                found["symbol"] = self._symbols.name(record.rip)
+            self._output.write(json.dumps(found) + "\n")
 
 
 class PerfettoWriter(Writer):
@@ -159,16 +155,16 @@ class PerfettoWriter(Writer):
         """Write it, if it is wanted."""
         if not self._wanted.matches(record):
             return
-        values = _with_symbol(record, self._symbols)
-        track = self._track(record)
-        event: dict[str, Any] = {"name": record.name, "cat": record.kind, "pid": record.domid, "tid": track}
-        event["ts"] = record.time_ns / 1e3
-        event["args"] = {key: value for key, value in values.items() if key not in ("kind", "name", "time_ns", "domid")}
+        found = details(record)
+        if self._symbols is not None and isinstance(record, Hypercall):
+            found["symbol"] = self._symbols.name(record.rip)
+        shape = '"ph":"i","s":"t"'
         if isinstance(record, Hypercall | Exit):
-            event |= {"ph": "X", "dur": record.duration_ns / 1e3}
-        else:
-            event |= {"ph": "i", "s": "t"}
-        self._output.write(",\n" + json.dumps(event))
+            shape = f'"ph":"X","dur":{record.duration_ns / 1e3}'
+        self._output.write(
+            f',\n{{"name":"{record.name}","cat":"{record.kind}","pid":{record.domid},"tid":{self._track(record)},'
+            f'"ts":{record.time_ns / 1e3},{shape},"args":{json.dumps(found)}}}'
+        )
 
     def _track(self, record: Record) -> int:
         if isinstance(record, StoreMessage):
