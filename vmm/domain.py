@@ -130,7 +130,7 @@ class Domain:
         supported = system.supported_cpuid()
         for index in range(config.possible_vcpus):
             vcpu = Vcpu(self, index, vm.create_vcpu(acpi.apic_id(index)))
-            vcpu.in_loop = not config.observed
+            vcpu.time.in_loop = not config.observed
             self.vcpus.append(vcpu)
             vcpu.kvm.set_cpuid(
                 guest_cpuid(
@@ -147,7 +147,7 @@ class Domain:
             vm.irqfd(vcpu.upcall_fd, index)
             if XenFlag.EVTCHN_SEND in self.kept_by_kvm:
                 vcpu.kvm.xen_set_vcpu_id(index)
-            for timer in (vcpu.singleshot, vcpu.periodic, vcpu.callback_check):
+            for timer in (vcpu.time.singleshot, vcpu.time.periodic, vcpu.callback_check):
                 self._timers.watch(timer.fd, timer.on_readable)
         self.grants = GrantTable(FIRST_GRANT_PAGE, self.memory.xen_page(FIRST_GRANT_PAGE, TABLE_PAGES))
         self.ports = Ports()

@@ -39,7 +39,7 @@ class KernelEvents:
         self._domain.vm.xen_let_send(True)
         self.active = True
         for each in self._domain.vcpus:
-            each.choose_timekeeper()
+            each.time.choose_timekeeper()
         for port, vcpu in ipis:
             self.bind_ipi(port, vcpu)
         if self._domain.callback_vector is not None:
@@ -56,8 +56,8 @@ class KernelEvents:
                 self._domain.vm.xen_bind_eventfd(port, fd)
             self._domain.vm.xen_let_send(False)
             for vcpu in self._domain.vcpus:
-                vcpu.take_timer_from_kvm()
-                vcpu.choose_timekeeper()
+                vcpu.time.take_timer_from_kvm()
+                vcpu.time.choose_timekeeper()
 
     def bind_ipi(self, port: Port, vcpu: VcpuId) -> None:
         """A port that interrupts a vCPU of the same domain."""
@@ -79,7 +79,7 @@ class KernelEvents:
     def forget_timer(self, vcpu: VcpuId) -> None:
         """A vCPU's VIRQ_TIMER is no longer bound."""
         if self.active:
-            self._domain.vcpus[vcpu].take_timer_from_kvm()
+            self._domain.vcpus[vcpu].time.take_timer_from_kvm()
 
     def set_callback_vector(self, vector: int | None) -> None:
         """The vector that KVM injects while a vCPU's upcall is pending."""

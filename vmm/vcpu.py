@@ -12,29 +12,26 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from vmm import log
-from vmm.kvm import Exit, KvmError, MpState, XenFlag
+from vmm.kvm import Exit, KvmError, MpState
 from vmm.kvm import Vcpu as KvmVcpu
 from vmm.kvm.timer import Timer
 from vmm.memory import MemoryFault, SharedBytes
 from vmm.paging import PageFault, pieces
 from vmm.registers import load, report
-from vmm.xenabi.constants import HYPERCALL_MSR, LEGACY_VCPUS, PAGE_BYTES, RUNSTATE_UPDATE, Runstate, Virq
+from vmm.vcpu_time import VcpuTime
+from vmm.xenabi.constants import HYPERCALL_MSR, LEGACY_VCPUS, PAGE_BYTES
 from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.interfaces import Call, Gpa, Restart, RunstateTimes, VcpuId, XenError
 from vmm.xenabi.interfaces import Vcpu as XenVcpu
-from vmm.xenabi.structs import RunstateInfo
 from vmm.xenabi.transport import INSTRUCTION_BYTES, PORT, hypercall_page
 from vmm.xenabi.vcpu_context import CR0_PE, VcpuContext
 
 if TYPE_CHECKING:
     from vmm.domain import Domain
 
-MSR_KVM_SYSTEM_TIME_NEW = 0x4B56_4D01
 VCPU_INFO_BYTES = 64
-VCPU_TIME_OFFSET, TIME_INFO_BYTES = 32, 32
+VCPU_TIME_OFFSET = 32
 CALLBACK_CHECK_NS = 10_000_000
-RUNSTATE_UPDATE_NS = 50_000_000
-NEVER_NS = (1 << 64) - 1
 REQUEST_CHECK_S = 0.2
 _VMCALL_BYTES = 3
 _XEN_HCALL = 1
@@ -56,16 +53,8 @@ class Vcpu:
         self._own_info = False
         self.online = vcpu_id == 0
         self.upcall_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self.singleshot = Timer(self._timer_fired)
-        self.periodic = Timer(self._timer_fired)
         self.callback_check = Timer(self._check_callback)
         self._vector = 0  # its own upcall vector, once it has one
-        self._runstate_area: tuple[int, Abi] | None = None
-        self._runstate_due = NEVER_NS
-        self.in_loop = True
-        """Whether hypercalls may be answered without Python; nobody who wants to see them all would have that."""
-        self._runstate_by_kvm = False
-        self._clock_gpa: int | None = None
         self._callback_due = False
         self._requests: deque[Callable[[], None]] = deque()
         self._stopping = False
@@ -74,6 +63,7 @@ class Vcpu:
         self._paused = False
         self._stirred = threading.Event()
         self._call = Call(domain, self)
+        self.time = VcpuTime(self)
         self._thread = threading.Thread(target=self._main, name=f"{domain.config.name}-vcpu{vcpu_id}", daemon=True)
         run = kvm.run
         self._io, self._mmio, self._msr, self._hcall = run.io, run.mmio, run.msr, run.xen.u.hcall
@@ -83,7 +73,7 @@ class Vcpu:
             Exit.XEN: self._xen,
             Exit.MMIO: self._mmio_access,
             Exit.INTERRUPTED: kvm.kick_seen,
-            Exit.INIT_TAKEN: self._restore_clock,
+            Exit.INIT_TAKEN: self.time.restore_clock,
             Exit.INTR: kvm.kick_seen,
             Exit.X86_WRMSR: self._write_msr,
             Exit.SHUTDOWN: self._triple_fault,
@@ -97,7 +87,7 @@ class Vcpu:
         """Set the state that the guest starts in; before `start`."""
         load(self.kvm, context)
         self._initialised = self.online = True
-        self.choose_timekeeper()
+        self.time.choose_timekeeper()
         self.kvm.set_mp_state(MpState.RUNNABLE)
 
     def start(self) -> None:
@@ -107,7 +97,7 @@ class Vcpu:
     def post(self, request: Callable[[], None]) -> None:
         """Run something in this vCPU's thread before it next enters the guest."""
         self._requests.append(request)
-        if threading.current_thread() is not self._thread:
+        if not self.is_own_thread():
             self._kick()
 
     def stop(self) -> None:
@@ -166,13 +156,27 @@ class Vcpu:
             self.exit_handlers[reason]()
             self.kvm.run.immediate_exit = 1
         if reason == Exit.INIT_TAKEN:
-            self._restore_clock()
+            self.time.restore_clock()
         self.kvm.kick_seen()  # whoever kicked meanwhile has posted something, which is looked for before the next entry
 
     def join(self) -> None:
         """Wait until the thread has ended."""
         if self._thread.ident is not None and self._thread is not threading.current_thread():
             self._thread.join()
+
+    def is_own_thread(self) -> bool:
+        """Whether the caller runs in this vCPU's thread."""
+        return threading.current_thread() is self._thread
+
+    @property
+    def thread_id(self) -> int | None:
+        """The host's number of its thread, once that has started."""
+        return self._thread.native_id
+
+    @property
+    def vector(self) -> int:
+        """Its own upcall vector, 0 where it has none."""
+        return self._vector
 
     def stop_requested(self) -> bool:
         """Whether the vCPU is to leave its hypercall since its domain ends."""
@@ -200,7 +204,7 @@ class Vcpu:
                 reason = kvm.enter()
                 if not self.online and not self._is_down and reason >= 0:
                     self._initialised = self.online = True  # an application processor that got its SIPI
-                    self.choose_timekeeper()
+                    self.time.choose_timekeeper()
                 handler = exits.get(reason)
                 if handler is None:
                     self.domain.crash(f"KVM left the guest for a reason that pyvmm does not know ({reason})", self.id)
@@ -365,7 +369,7 @@ class Vcpu:
             self._stirred.set()
         elif not self.online:
             self.online = True
-            self.choose_timekeeper()
+            self.time.choose_timekeeper()
             self.post(lambda: self.kvm.set_mp_state(MpState.RUNNABLE))
 
     def down(self) -> None:
@@ -420,17 +424,18 @@ class Vcpu:
         # Linux before 6.0 does not acknowledge this vector at its LAPIC, so it has to come past it.
         self._callback_due = False
         vector = self.domain.callback_vector
-        if vector is not None and self._upcall_pending() and not self.domain.kernel_events.active:
+        if vector is not None and self.upcall_pending() and not self.domain.kernel_events.active:
             self.kvm.open_lint0()
             self.kvm.interrupt(vector)
             self.callback_check.arm(CALLBACK_CHECK_NS)
 
     def _check_callback(self) -> None:
         # The line is level triggered.  The guest may have masked LINT0 again between the interrupt and its delivery.
-        if self._upcall_pending():
+        if self.upcall_pending():
             self.upcall()
 
-    def _upcall_pending(self) -> bool:
+    def upcall_pending(self) -> bool:
+        """Whether evtchn_upcall_pending is set."""
         return self.info is not None and self.info.read(0, 1) != b"\0"
 
     def set_upcall_vector(self, vector: int) -> None:
@@ -454,7 +459,7 @@ class Vcpu:
         if self.info is not None:
             place.write(0, self.info.read(0, VCPU_INFO_BYTES))
         self.info = place
-        if threading.current_thread() is self._thread:
+        if self.is_own_thread():
             self._set_clock(gpa + VCPU_TIME_OFFSET)
         else:
             self.post(lambda: self._set_clock(gpa + VCPU_TIME_OFFSET))
@@ -466,120 +471,31 @@ class Vcpu:
 
     def _set_clock(self, gpa: int) -> None:
         # KVM's own clock has Xen's structure: let KVM keep it there.
-        self._clock_gpa = gpa
-        self._restore_clock()
+        self.time.place_clock(gpa)
         if self.domain.kernel_events.active:
             self.kvm.xen_set_info(gpa - VCPU_TIME_OFFSET)
             if self._vector:
                 self.kvm.xen_set_upcall_vector(self._vector)
 
-    def _restore_clock(self) -> None:
-        # KVM takes its clock away from a vCPU that gets an INIT; Xen does not.
-        if self._clock_gpa is not None:
-            self.kvm.set_msr(MSR_KVM_SYSTEM_TIME_NEW, self._clock_gpa | 1)
-
     def runstate(self) -> RunstateTimes:
-        """From KVM where it keeps it, else from the host's account of the thread: what it neither ran nor waited, it was
-        blocked."""
-        if self._runstate_by_kvm and threading.current_thread() is self._thread:
-            kept = self.kvm.xen_runstate()
-            return RunstateTimes(*(getattr(kept, name) for name in RunstateTimes._fields))
-        now = self.domain.system_time_ns()
-        thread = self._thread.native_id
-        if not self.online or thread is None:
-            return RunstateTimes(Runstate.offline, 0, 0, 0, 0, now)
-        try:
-            with open(f"/proc/self/task/{thread}/schedstat", "rb") as account:
-                running, waiting = map(int, account.read().split()[:2])
-        except (OSError, ValueError):
-            running, waiting = now, 0  # the host keeps none, or the thread has ended
-        running = min(running, now)
-        waiting = min(waiting, now - running)
-        return RunstateTimes(Runstate.running, now, running, waiting, now - running - waiting, 0)
+        """How it has spent its time so far."""
+        return self.time.runstate()
 
     def keep_runstate(self, address: int, abi: Abi, caller: XenVcpu) -> None:
-        """Keep a copy at a guest-virtual address: KVM does at each switch, else as often as the guest sets its timer."""
-        kept = self.domain.kept_by_kvm
-        if XenFlag.RUNSTATE in kept and XenFlag.RUNSTATE_UPDATE_FLAG in kept:
-            gpa = caller.physical(address, RunstateInfo.sizeof(abi))
-            if gpa is not None:
-                self._runstate_area, self._runstate_due, self._runstate_by_kvm = None, NEVER_NS, True
-                self.post(lambda: self.kvm.xen_keep_runstate(gpa))
-                return
-        self._runstate_area, self._runstate_due = (address, abi), 0
-        self._update_runstate()
+        """Keep a copy of it at a guest-virtual address of the caller's."""
+        self.time.keep_runstate(address, abi, caller)
 
     def keep_time(self, address: int, caller: XenVcpu) -> None:
-        """A second vcpu_time_info; only KVM_XEN can."""
-        if XenFlag.INTERCEPT_HCALL not in self.domain.kept_by_kvm:
-            raise XenError(errno.ENOSYS)
-        gpa = caller.physical(address, TIME_INFO_BYTES)
-        if gpa is None:
-            raise XenError(errno.EINVAL)
-        self.post(lambda: self.kvm.xen_keep_time(gpa))
-
-    def _update_runstate(self) -> None:
-        if self._runstate_area is None or threading.current_thread() is not self._thread:
-            return
-        address, abi = self._runstate_area
-        times = self.runstate()
-        self._runstate_due = times.state_entry_time + RUNSTATE_UPDATE_NS
-        self.choose_timekeeper()
-        info = RunstateInfo(**times._asdict())
-        flag = RUNSTATE_UPDATE if self.domain.runstate_flag else 0
-        try:
-            info.state_entry_time = times.state_entry_time | flag
-            self.write_virtual(address, info.pack(abi))
-            if flag:
-                entry = address + RunstateInfo.offsetof("state_entry_time", abi)
-                self.write_virtual(entry, times.state_entry_time.to_bytes(8, "little"))
-        except XenError:
-            pass  # the guest has unmapped it: Xen lets it go without, too
+        """Keep a second vcpu_time_info there; XenError(ENOSYS) where the host cannot."""
+        self.time.keep_time(address, caller)
 
     def set_timer(self, deadline_ns: int | None) -> None:
         """VIRQ_TIMER at a guest system time, or never."""
-        if deadline_ns is not None and deadline_ns > self._runstate_due:
-            self._update_runstate()
-        if deadline_ns is None:
-            self.singleshot.disarm()
-        elif self.domain.kernel_events.active and self._kvm_can_time():
-            self.singleshot.disarm()
-            self._leave_timer_to_kvm(deadline_ns)
-        else:
-            self.singleshot.arm(deadline_ns - self.domain.system_time_ns())
-
-    def _kvm_can_time(self) -> bool:
-        # KVM raises the vector only if the upcall was not pending yet, and the LAPIC forgets it while it is off.
-        if threading.current_thread() is not self._thread:
-            return False
-        return self.kvm.lapic_enabled() if self._vector else self.domain.callback_vector is not None
-
-    def _leave_timer_to_kvm(self, deadline_ns: int) -> None:
-        port = self.domain.events.port_of_virq(Virq.TIMER, self.id)
-        if port is not None:
-            self.kvm.xen_set_timer(port, max(deadline_ns, 1))
-            if self._upcall_pending():
-                self.upcall()
-
-    def take_timer_from_kvm(self) -> None:
-        """The timer is pyvmm's again, from the guest's next deadline on."""
-        self.post(lambda: self.kvm.xen_set_timer(0, 0))
+        self.time.set_timer(deadline_ns)
 
     def set_periodic_timer(self, period_ns: int | None) -> None:
         """VIRQ_TIMER every so often, or no more."""
-        if period_ns is None:
-            self.periodic.disarm()
-            self._restore_clock()  # a CPU that comes up again after an INIT does this first
-        else:
-            self.periodic.arm(period_ns, period_ns)
-
-    def choose_timekeeper(self) -> None:
-        """Let the C loop set the timer where KVM does not and where nobody has to see it done."""
-        possible = self.in_loop and self.online and not self.domain.kernel_events.active
-        self.kvm.let_loop_time(self.singleshot.fd if possible else None, self._runstate_due)
-
-    def _timer_fired(self) -> None:
-        self.domain.events.send_virq(Virq.TIMER, self.id)
+        self.time.set_periodic_timer(period_ns)
 
     def inject_nmi(self) -> None:
         """Interrupt the guest as a watchdog or an operator would; in this vCPU's own thread."""
@@ -591,8 +507,7 @@ class Vcpu:
 
     def close(self) -> None:
         """Release the descriptors; the thread has ended."""
-        self.singleshot.close()
-        self.periodic.close()
+        self.time.close()
         self.callback_check.close()
         os.close(self.upcall_fd)
         self._io = self._mmio = self._msr = self._hcall = self._cs = self._ss = None

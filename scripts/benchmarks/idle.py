@@ -27,8 +27,8 @@ def measure(runs: int) -> list[Row]:
             vcpu = domain.vcpus[0]
             for _ in range(runs):
                 for in_loop, percent in percents.items():
-                    vcpu.in_loop = in_loop
-                    vcpu.choose_timekeeper()
+                    vcpu.time.in_loop = in_loop
+                    vcpu.time.choose_timekeeper()
                     before = vcpu.kvm.answered_in_loop
                     start, used = time.monotonic(), time.process_time()
                     time.sleep(SAMPLE_S)
