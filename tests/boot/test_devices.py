@@ -6,7 +6,8 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -27,6 +28,17 @@ def pattern(path: Path, mib: int) -> Path:
         for number in range(mib * 2048):
             file.write(number.to_bytes(8, "little") * 64)
     return path
+
+
+@contextmanager
+def small_filesystem(place: Path) -> Iterator[Path]:
+    """A file system of a mebibyte."""
+    place.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", place], check=True)
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", place], check=True)
 
 
 def test_devices_come_and_go_under_a_running_guest(kernel: Callable[[str], Path], system: System, tmp_path: Path) -> None:
@@ -70,6 +82,15 @@ def test_devices_come_and_go_under_a_running_guest(kernel: Callable[[str], Path]
             time.sleep(0.2)
         assert guest.ask("status")["memory_mib"] <= 200
 
+        with small_filesystem(tmp_path / "full") as full:
+            crowded = full / "disk"
+            crowded.touch()
+            os.truncate(crowded, 8 << 20)
+            guest.ask("attach-disk", spec=str(crowded))
+            guest.run("while [ ! -e /dev/xvdb ]; do sleep 0.2; done")
+            guest.run("! dd if=/dev/zero of=/dev/xvdb bs=64k count=100 conv=fsync 2>/dev/null")
+            guest.run("dd if=/dev/xvda of=/dev/null bs=64k iflag=direct 2>/dev/null")  # its neighbour goes on
+            guest.ask("detach-disk", name="xvdb")
         os.truncate(disk, 1 << 20)
         guest.run("! dd if=/dev/xvda of=/dev/null bs=4096 skip=1024 count=1 iflag=direct 2>/dev/null")
         tap = next(Path("/sys/class/net/br-test/brif").iterdir()).name
@@ -79,6 +100,7 @@ def test_devices_come_and_go_under_a_running_guest(kernel: Callable[[str], Path]
         assert guest.process.wait(60) == 0
         assert guest.process.stderr is not None
         errors = guest.process.stderr.read()
+    assert "No space left on device" in errors
     assert "disk error" in errors
     assert f"the tap device {tap} is gone" in errors
 
