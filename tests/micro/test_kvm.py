@@ -297,3 +297,13 @@ def test_timer_fires_once_and_not_when_nothing_is_due() -> None:
     timer.on_readable()
     assert fired == [1]
     timer.close()
+
+
+@pytest.mark.parametrize("size_bytes", [PAGE_BYTES, 2 << 20, (5 << 20) + PAGE_BYTES])
+def test_memory_for_huge_pages_starts_at_one_and_is_all_there(size_bytes: int) -> None:
+    many = [HostMemory(size_bytes, huge_pages=True) for _ in range(4)]
+    for memory in many:
+        assert memory.address % (2 << 20) == 0
+        memory.view[0] = memory.view[size_bytes - 1] = 7
+    for memory in many:
+        memory.close()

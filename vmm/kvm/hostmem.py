@@ -11,6 +11,7 @@ from vmm.kvm._native import ffi, lib
 from vmm.kvm.errors import KvmError, fail
 
 PAGE_BYTES = 4096
+HUGE_PAGE_BYTES = 2 << 20
 _READ_WRITE = lib.PROT_READ | lib.PROT_WRITE
 _ANONYMOUS = lib.MAP_PRIVATE | lib.MAP_ANONYMOUS | lib.MAP_NORESERVE
 _FAILED = 2 ** (8 * ffi.sizeof("uintptr_t")) - 1
@@ -24,6 +25,19 @@ def _map(address: int, size_bytes: int, flags: int, fd: int, offset_bytes: int) 
     return result
 
 
+def _map_aligned(size_bytes: int) -> int:
+    """Anonymous memory from a huge page's start on: KVM maps huge pages where both addresses agree in their lower bits.
+
+    Kernels before 6.7 put a mapping anywhere.
+    """
+    address = _map(0, size_bytes + HUGE_PAGE_BYTES, _ANONYMOUS, -1, 0)
+    start = -(-address // HUGE_PAGE_BYTES) * HUGE_PAGE_BYTES
+    for rest, rest_bytes in ((address, start - address), (start + size_bytes, address + HUGE_PAGE_BYTES - start)):
+        if rest_bytes:
+            lib.munmap(ffi.cast("void *", rest), rest_bytes)
+    return start
+
+
 class HostMemory:
     """One mapping of the host, released by `close`.
 
@@ -31,7 +45,9 @@ class HostMemory:
     """
 
     def __init__(self, size_bytes: int, *, huge_pages: bool = False, file: "PageFile | None" = None) -> None:
-        if file is None:
+        if file is None and huge_pages:
+            self.address = _map_aligned(size_bytes)
+        elif file is None:
             self.address = _map(0, size_bytes, _ANONYMOUS, -1, 0)
         else:
             self.address = _map(0, size_bytes, lib.MAP_SHARED, file.fd, 0)
