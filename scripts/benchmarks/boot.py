@@ -18,7 +18,7 @@ from vmm.boot.cpio import CpioWriter
 from vmm.boot.initramfs import find_busybox
 
 MARK = b"/init is running"
-TIMEOUT_S = 120
+TIMEOUT_S = 400
 SETTLE_S, IDLE_S = 2, 5
 SEVERAL = 8
 VCPUS = (2, 4)
@@ -96,7 +96,8 @@ def _several(monitor: Monitor) -> list[Row]:
     ]
     try:
         for process in processes:
-            _until_mark(process, start)
+            if MARK not in _until_mark(process, start):
+                raise SystemExit(f"not all of {SEVERAL} guests reached /init in {TIMEOUT_S} s")
         seconds = time.monotonic() - start
         mib = [_resident_mib(process.pid, "Pss") for process in processes]
     finally:
