@@ -67,7 +67,9 @@ class Hypervisor:
         self, config: DomainConfig, image: ElfImage, modules: list[Module], sink: Sink, serial: Sink | None = None
     ) -> Domain:
         """Build a domain, ready to start.  PyvmmError."""
-        plan = plan_hypercalls(self.system, image, config.transport, kvm_xen=config.kvm_xen)
+        # KVM_XEN answers SCHEDOP_yield by itself, and SCHEDOP_poll as if it were that: nobody would see them.
+        kvm_xen = config.kvm_xen and (not config.observed or config.transport is Transport.KVM_XEN)
+        plan = plan_hypercalls(self.system, image, config.transport, kvm_xen=kvm_xen)
         with self._lock:
             if self._next_domid >= DOMID_FIRST_RESERVED:
                 raise PyvmmError("this hypervisor has used up all of its domids")

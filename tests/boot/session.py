@@ -72,7 +72,7 @@ class Session:
 def session(kernel: Path, *options: object, name: str = "tested", append: str = "") -> Iterator[Session]:
     """A guest with the shell of the default initrd; killed at the end, if it has not ended."""
     words = f"quiet loglevel=4 {append}".strip()
-    command = ("run", kernel, "--name", name, "--timeout", TIMEOUT_S * 4, "--append", words, *options)
+    command = ("run", kernel, "--name", name, "--timeout", TIMEOUT_S * 8, "--append", words, *options)
     with started(*command, stdin=subprocess.PIPE) as process:
         made = Session(name, process)
         try:

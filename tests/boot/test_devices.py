@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from tests.boot.session import session, shell
+from tests.boot.session import TIMEOUT_S, session, shell
 from tests.boot.storetree import differences, tree_of
 from vmm.kvm import System
 
@@ -132,7 +132,7 @@ def test_debian_boots_from_a_qcow2_disk_to_its_login_prompt(
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", rootfs, disk], check=True)
     options = ("--modules", kernel("--modules 6.1"), "--disk", f"{disk},format=qcow2")
     with session(kernel("--vmlinux 6.1"), *options, append="root=/dev/xvda rw") as guest:
-        guest.expect("debian-12 login: ")
+        guest.expect("debian-12 login: ", 6 * TIMEOUT_S)  # two L1s share the machine
         guest.type("root\n")
         guest.expect("# ")
         guest.type("exec sh\n")

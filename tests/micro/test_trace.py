@@ -55,8 +55,8 @@ def observed(image: Path, transport: Transport, faults: list[Fault], seed: int =
     return transcript.text, records, injector
 
 
-def test_each_hypercall_and_event_leaves_a_record(build: Build, page_transport: Transport) -> None:
-    console, records, _ = observed(build("upcall"), page_transport, [])
+def test_each_hypercall_and_event_leaves_a_record(build: Build) -> None:
+    console, records, _ = observed(build("upcall"), Transport.PAGE, [])
     assert console == "PASS\n"
     calls = [record for record in records.all if isinstance(record, Hypercall)]
     assert all(call.decoded for call in calls)
@@ -78,16 +78,16 @@ def test_every_entry_of_a_multicall_leaves_a_record(build: Build, page_transport
     assert "xen_version.version" in names
 
 
-def test_a_failed_hypercall_is_not_carried_out(build: Build, page_transport: Transport) -> None:
-    console, records, injector = observed(build("upcall"), page_transport, [Fail("bind_ipi", errno=errno.ENOSPC)])
+def test_a_failed_hypercall_is_not_carried_out(build: Build) -> None:
+    console, records, injector = observed(build("upcall"), Transport.PAGE, [Fail("bind_ipi", errno=errno.ENOSPC)])
     assert "FAIL bind_ipi" in console
     (seen,) = [record for record in records.all if record.name == "event_channel_op.bind_ipi"]
     assert repr(seen).endswith(" = ENOSPC")
     assert [(hit.nth, hit.name) for hit in injector.injected] == [(1, "event_channel_op.bind_ipi")]
 
 
-def test_a_lost_event_does_not_arrive(build: Build, page_transport: Transport) -> None:
-    console, records, _ = observed(build("upcall"), page_transport, [DropEvent("ipi", at=1)])
+def test_a_lost_event_does_not_arrive(build: Build) -> None:
+    console, records, _ = observed(build("upcall"), Transport.PAGE, [DropEvent("ipi", at=1)])
     assert "FAIL no upcall came" in console
     assert next(record.failed for record in records.all if record.name == "event.ipi") is True
 
@@ -104,10 +104,10 @@ def test_a_seeded_run_repeats_exactly(build: Build, page_transport: Transport) -
     assert first != run(2)
 
 
-def test_run_traces_to_a_file_and_counts(build: Build, page_transport: Transport, tmp_path: Path) -> None:
+def test_run_traces_to_a_file_and_counts(build: Build, tmp_path: Path) -> None:
     file = tmp_path / "trace"
     done = pyvmm(
-        "run", build("upcall"), "--transport", page_transport.value, "--trace=event_channel_op,failed",
+        "run", build("upcall"), "--transport", "page", "--trace=event_channel_op,failed",
         "--trace-file", file, "--trace-format", "jsonl", "--stats", "--timeout", TIMEOUT_S,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "PASS\n")
