@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-TIMEOUT_S = 400
+TIMEOUT_S = 900
 
 
 def execute(*command: object, **environment: str) -> "subprocess.CompletedProcess[str]":

@@ -175,7 +175,7 @@ def test_the_plugin_boots_guests_and_shows_a_failing_ones_console_and_trace(
 ) -> None:
     (tmp_path / "test_it.py").write_text(PLUGIN_TEST)
     command = [sys.executable, "-m", "pytest", "-rs", "-p", "no:cacheprovider", "--guest-kernel", kernel("6.1"), tmp_path]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=TIMEOUT_S)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=3 * TIMEOUT_S)
     assert re.search(r"1 failed, (3 passed|2 passed, 1 skipped) in", done.stdout), done.stdout + done.stderr
     assert "console of guest 0" in done.stdout
     assert "Hypervisor detected: Xen HVM" in done.stdout
