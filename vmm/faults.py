@@ -13,12 +13,11 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from typing import ClassVar, NamedTuple
 
 from vmm.domain import Domain
 from vmm.errors import UsageError
-from vmm.trace.filters import check_name
+from vmm.trace.filters import check_name, is_named
 from vmm.trace.records import source_of
 from vmm.xenabi.evtchn import Channel, Watcher
 from vmm.xenabi.hypercalls import name_of
@@ -87,9 +86,6 @@ class _Rule:
         self._hits = 0
         self.random = random.Random(seed)
 
-    def matches(self, name: str) -> bool:
-        return any(fnmatchcase(one, self.fault.name) for one in (name, *name.split(".", 1)))
-
     def due(self) -> bool:
         """Count one chance; whether it is taken."""
         fault = self.fault
@@ -121,7 +117,7 @@ class Injector:
         found = []
         with self._lock:
             for rule in self._rules:
-                if isinstance(rule.fault, kinds) and rule.matches(name) and rule.due():
+                if isinstance(rule.fault, kinds) and is_named(name, rule.fault.name) and rule.due():
                     self.injected.append(Injected(rule.fault, rule.count, name))
                     found.append((rule.fault, rule.random))
         return found

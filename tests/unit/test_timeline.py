@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmm.trace.page import page
-from vmm.trace.records import Exit
+from vmm.trace.records import KINDS, Exit
 from vmm.trace.timeline import BINS, Timeline
 from vmm.xenabi.interfaces import Domid, VcpuId
 
@@ -61,9 +61,8 @@ def test_phases_follow_each_other_from_exec_to_the_end() -> None:
 
 def test_records_fall_into_bins_and_lines_are_whole() -> None:
     timeline = boot()
-    counts = timeline.counts()
-    assert sum(counts["exit"]) == 1
-    assert all(len(bins) == BINS for bins in counts.values())
+    assert sum(timeline.counts("exit")) == 1
+    assert all(len(timeline.counts(kind)) == BINS for kind in KINDS)
     assert [line.text for line in timeline.lines] == ["first line", "Run /init as init process", "last"]
 
 

@@ -89,11 +89,11 @@ class GdbServer:
                 data = connection.recv(1 << 16)
                 if not data:
                     raise Broken("it closed its connection")
-                for packet in reader.feed(data):
+                packets = reader.feed(data)
+                connection.sendall(bytes(reader.acks))
+                reader.acks.clear()
+                for packet in packets:
                     self._answer(connection, reader, stub, packet)
-                if reader.acks:
-                    connection.sendall(bytes(reader.acks))
-                    reader.acks.clear()
             if stub.running and stub.ended() is not None:
                 break
         if stub.running and (how := stub.ended()) is not None:
@@ -101,9 +101,6 @@ class GdbServer:
 
     @staticmethod
     def _answer(connection: socket.socket, reader: Reader, stub: Stub, packet: bytes) -> None:
-        if reader.acks:
-            connection.sendall(bytes(reader.acks))
-            reader.acks.clear()
         if packet == b"QStartNoAckMode":
             connection.sendall(frame(b"OK"))
             reader.acknowledge = False

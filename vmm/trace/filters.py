@@ -7,22 +7,18 @@ from typing import NamedTuple
 
 from vmm.devices.xenstore.wire import Kind
 from vmm.errors import UsageError
-from vmm.trace.records import Record
+from vmm.trace.records import KINDS, Record
 from vmm.xenabi.constants import EvtchnStatusKind, Hypercall, Virq
-from vmm.xenabi.hypercalls.registry import TABLE, Entry, Suboperations
-
-KINDS = ("hypercall", "event", "xenstore", "exit")
+from vmm.xenabi.hypercalls.registry import TABLE, Suboperations
 
 
 def known_names() -> list[str]:
     """All that a filter can name."""
     names = [*KINDS, *(op.name for op in Hypercall)]
-    for number, found in TABLE.items():
+    for found in TABLE.values():
         if isinstance(found, Suboperations):
             names += [entry.name for entry in found.entries.values()]
             names += [entry.name.partition(".")[2] for entry in found.entries.values()]
-        elif isinstance(found, Entry):
-            names.append(Hypercall(number).name)
     names += [f"xenstore.{kind.name.lower()}" for kind in Kind]
     names += [f"event.{kind.name}" for kind in EvtchnStatusKind] + [f"event.virq_{virq.name.lower()}" for virq in Virq]
     return names
@@ -53,9 +49,13 @@ class Filter(NamedTuple):
 EVERYTHING = Filter()
 
 
+def is_named(name: str, pattern: str) -> bool:
+    """Whether a pattern means a name, `event_channel_op.send` say, by the whole or by either part."""
+    return any(fnmatchcase(one, pattern) for one in (name, *name.split(".", 1)))
+
+
 def _is(record: Record, pattern: str) -> bool:
-    group, _, rest = record.name.partition(".")
-    return any(fnmatchcase(name, pattern) for name in (record.kind, record.name, group, rest) if name)
+    return fnmatchcase(record.kind, pattern) or is_named(record.name, pattern)
 
 
 def parse_filter(text: str) -> Filter:

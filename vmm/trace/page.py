@@ -64,7 +64,7 @@ def _phases(timeline: Timeline) -> str:
 
 
 def _plot(timeline: Timeline, kind: str, name: str) -> str:
-    bins = timeline.counts()[kind]
+    bins = timeline.counts(kind)
     highest = max(bins)
     if not highest:
         return ""

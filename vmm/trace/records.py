@@ -8,11 +8,13 @@ from typing import Any, ClassVar, NamedTuple
 
 from vmm.devices.xenstore.wire import Kind, Message
 from vmm.trace.decode import fields_of
+from vmm.trace.symbols import Symbols
 from vmm.xenabi.constants import Virq
 from vmm.xenabi.cstruct import Struct
 from vmm.xenabi.evtchn import Channel
 from vmm.xenabi.interfaces import Domid, Port, VcpuId
 
+KINDS = ("hypercall", "event", "xenstore", "exit")
 _MAX_ERRNO = 4095
 
 
@@ -150,9 +152,10 @@ def source_of(channel: Channel) -> str:
     return channel.kind.name
 
 
-def details(record: Record) -> dict[str, Any]:
-    """What is particular to a record, as plain values."""
+def details(record: Record, symbols: Symbols | None = None) -> dict[str, Any]:
+    """What is particular to a record, as plain values; with the symbol that a hypercall came from, where there are any."""
     if isinstance(record, Hypercall):
+        symbol = {"symbol": symbols.name(record.rip)} if symbols is not None else {}
         return {
             "vcpu": record.vcpu,
             "arguments": dict(record.fields),
@@ -160,6 +163,7 @@ def details(record: Record) -> dict[str, Any]:
             "error": record.error,
             "duration_ns": record.duration_ns,
             "rip": f"{record.rip:#x}",
+            **symbol,
         }
     if isinstance(record, Event):
         return {"vcpu": record.vcpu, "port": record.port, "upcall": record.told, "dropped": record.dropped}
@@ -173,10 +177,10 @@ def details(record: Record) -> dict[str, Any]:
     return {"vcpu": record.vcpu, "detail": record.detail, "duration_ns": record.duration_ns}
 
 
-def as_dict(record: Record) -> dict[str, Any]:
+def as_dict(record: Record, symbols: Symbols | None = None) -> dict[str, Any]:
     """A whole record as plain values."""
     common = {"kind": record.kind, "time_ns": record.time_ns, "domid": record.domid, "name": record.name}
-    return common | details(record)
+    return common | details(record, symbols)
 
 
 def text_of(payload: bytes) -> str:

@@ -8,9 +8,10 @@ import re
 import threading
 import time
 from collections import Counter
+from itertools import pairwise
 from typing import NamedTuple
 
-from vmm.trace.records import Record
+from vmm.trace.records import KINDS, Record
 
 BINS = 240
 SLOWEST = 12
@@ -49,8 +50,7 @@ class Timeline:
         self._exec = time.monotonic() - _age_s()
         self._lock = threading.Lock()
         self._marks: list[tuple[str, float]] = [("Python and its imports", self._now())]
-        self._first: float | None = None
-        self._times: dict[str, list[float]] = {"hypercall": [], "event": [], "xenstore": [], "exit": []}
+        self._times: dict[str, list[float]] = {kind: [] for kind in KINDS}
         self.names: Counter[str] = Counter()
         self.lines: list[Line] = []
         self._rest = b""
@@ -68,8 +68,7 @@ class Timeline:
         """A record happens now."""
         now = self._now()
         with self._lock:
-            if self._first is None:
-                self._first = now
+            if not self.names:
                 self._marks.append(("guest's first instructions", now))
             self._times[record.kind].append(now)
             self.names[record.name] += 1
@@ -110,22 +109,18 @@ class Timeline:
             start = end
         return found
 
-    def counts(self) -> dict[str, list[int]]:
-        """How many records of each kind fell into each of BINS equal parts of the run."""
+    def counts(self, kind: str) -> list[int]:
+        """How many records of a kind fell into each of BINS equal parts of the run."""
         width = self.seconds / BINS or 1
-        found = {}
-        for kind, times in self._times.items():
-            bins = [0] * BINS
-            for when in times:
-                bins[min(int(when / width), BINS - 1)] += 1
-            found[kind] = bins
-        return found
+        bins = [0] * BINS
+        for when in self._times[kind]:
+            bins[min(int(when / width), BINS - 1)] += 1
+        return bins
 
     def gaps(self) -> list[Gap]:
         """The longest times between two lines of the console, longest first."""
         found = [
-            Gap(after.at_s - before.at_s, before.at_s, before.text, after.text)
-            for before, after in zip(self.lines, self.lines[1:], strict=False)
+            Gap(after.at_s - before.at_s, before.at_s, before.text, after.text) for before, after in pairwise(self.lines)
         ]
         return sorted(found, reverse=True)[:SLOWEST]
 

@@ -12,11 +12,9 @@ from vmm.kvm import Exit as KvmExit
 from vmm.trace.records import Event, Exit, Hypercall, Record, StoreMessage, source_of
 from vmm.vcpu import Vcpu
 from vmm.xenabi.evtchn import Channel, Watcher
-from vmm.xenabi.hypercalls import TABLE, Suboperations, name_of
+from vmm.xenabi.hypercalls import name_of
 from vmm.xenabi.interfaces import Call, Domid
 from vmm.xenabi.transport import PORT
-
-WITH_COMMANDS = frozenset(number for number, found in TABLE.items() if isinstance(found, Suboperations))
 
 
 class Consumer(Protocol):
@@ -38,7 +36,7 @@ class Tracer:
     @property
     def elapsed_s(self) -> float:
         """Since it began, seconds."""
-        return (time.monotonic_ns() - self._epoch) / 1e9
+        return self.now_ns() / 1e9
 
     def attach(self, domain: Domain, xenstore: Xenstore) -> None:
         """Look on from now on; the domain has not started, and its configuration says `observed`."""
@@ -69,17 +67,11 @@ class Tracer:
 
     def _around_hypercalls(self, domain: Domain) -> Callable[[Call], int]:
         inner, clock, epoch, emit, domid = domain.hypercall, time.monotonic_ns, self._epoch, self.emit, domain.domid
-        names: dict[tuple[int, int], str] = {}
 
         def hypercall(call: Call) -> int:
             number, args, vcpu = call.number, call.args, call.vcpu
             assert isinstance(vcpu, Vcpu)
-            key = number, args[0] if number in WITH_COMMANDS else 0
-            name = names.get(key)
-            if name is None:
-                name = name_of(number, args)
-                if len(names) < 1000:
-                    names[key] = name
+            name = name_of(number, args)
             call.operand = None
             result: int | None = None
             rip = vcpu.kvm.regs.rip

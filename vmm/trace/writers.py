@@ -9,6 +9,7 @@ import json
 import os
 import sys
 import threading
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import IO
 
@@ -18,7 +19,6 @@ from vmm.trace.filters import Filter
 from vmm.trace.records import Event, Exit, Hypercall, Record, StoreMessage, as_dict, details, text_of
 from vmm.trace.symbols import Symbols
 
-FORMATS = ("text", "jsonl", "perfetto")
 FLUSH_S = 0.5
 _DEVICE_TRACK, _STORE_TRACK = 1000, 999
 
@@ -77,13 +77,22 @@ class Output:
                 self._file.close()
 
 
-class Writer:
+class Writer(ABC):
     """What all formats have in common."""
 
     def __init__(self, output: Output, wanted: Filter, symbols: Symbols | None) -> None:
         self._output = output
         self._wanted = wanted
         self._symbols = symbols
+
+    def take(self, record: Record) -> None:
+        """Write it, if it is wanted."""
+        if self._wanted.matches(record):
+            self._output.write(self._text(record))
+
+    @abstractmethod
+    def _text(self, record: Record) -> str:
+        """What the file gets for it."""
 
     def close(self) -> None:
         """No more will come."""
@@ -93,10 +102,8 @@ class Writer:
 class TextWriter(Writer):
     """A line a record."""
 
-    def take(self, record: Record) -> None:
-        """Write it, if it is wanted."""
-        if self._wanted.matches(record):
-            self._output.write(line(record, self._symbols) + "\n")
+    def _text(self, record: Record) -> str:
+        return line(record, self._symbols) + "\n"
 
 
 def line(record: Record, symbols: Symbols | None = None) -> str:
@@ -130,13 +137,8 @@ def _result(record: Hypercall) -> str:
 class JsonWriter(Writer):
     """An object a line."""
 
-    def take(self, record: Record) -> None:
-        """Write it, if it is wanted."""
-        if self._wanted.matches(record):
-            found = as_dict(record)
-            if self._symbols is not None and isinstance(record, Hypercall):
-                found["symbol"] = self._symbols.name(record.rip)
-            self._output.write(json.dumps(found) + "\n")
+    def _text(self, record: Record) -> str:
+        return json.dumps(as_dict(record, self._symbols)) + "\n"
 
 
 class PerfettoWriter(Writer):
@@ -151,19 +153,13 @@ class PerfettoWriter(Writer):
         self._lock = threading.Lock()
         self._output.write("[\n" + json.dumps({"name": "process_name", "ph": "M", "pid": 0, "args": {"name": "pyvmm"}}))
 
-    def take(self, record: Record) -> None:
-        """Write it, if it is wanted."""
-        if not self._wanted.matches(record):
-            return
-        found = details(record)
-        if self._symbols is not None and isinstance(record, Hypercall):
-            found["symbol"] = self._symbols.name(record.rip)
+    def _text(self, record: Record) -> str:
         shape = '"ph":"i","s":"t"'
         if isinstance(record, Hypercall | Exit):
             shape = f'"ph":"X","dur":{record.duration_ns / 1e3}'
-        self._output.write(
+        return (
             f',\n{{"name":"{record.name}","cat":"{record.kind}","pid":{record.domid},"tid":{self._track(record)},'
-            f'"ts":{record.time_ns / 1e3},{shape},"args":{json.dumps(found)}}}'
+            f'"ts":{record.time_ns / 1e3},{shape},"args":{json.dumps(details(record, self._symbols))}}}'
         )
 
     def _track(self, record: Record) -> int:

@@ -96,14 +96,12 @@ def entry_of(number: int, args: tuple[int, ...]) -> Entry | None:
 
 def name_of(number: int, args: tuple[int, ...]) -> str:
     """How Xen's headers call a hypercall with these arguments; a number where nothing is registered."""
-    found = TABLE.get(number)
-    if isinstance(found, Entry):
-        return found.name
+    entry = entry_of(number, args)
+    if entry is not None:
+        return entry.name
     base = Hypercall(number).name if number in Hypercall._value2member_map_ else f"hypercall {number}"
-    if found is None:
-        return base
-    entry = found.entries.get(args[0] & found.mask)
-    return entry.name if entry else f"{base}.{args[0] & found.mask}"
+    group = TABLE.get(number)
+    return f"{base}.{args[0] & group.mask}" if isinstance(group, Suboperations) else base
 
 
 def _invoke(call: Call) -> int:
