@@ -14,9 +14,6 @@ from vmm.errors import ExitStatus, PyvmmError, UsageError
 from vmm.xenabi.transport import Transport
 
 if TYPE_CHECKING:
-    from vmm.devices.block.spec import Disk
-    from vmm.devices.net.spec import Net
-    from vmm.devices.ninep.spec import Share
     from vmm.observe import Observation
 
 
@@ -38,32 +35,8 @@ def _control(options: argparse.Namespace) -> int:
     return 0
 
 
-def _disks(texts: list[str]) -> "tuple[Disk, ...]":
-    if not texts:
-        return ()
-    from vmm.devices.block.spec import device_name, parse_disk
-
-    return tuple(parse_disk(text, device_name(index)) for index, text in enumerate(texts))
-
-
-def _nets(texts: list[str]) -> "tuple[Net, ...]":
-    if not texts:
-        return ()
-    from vmm.devices.net.spec import parse_net
-
-    return tuple(map(parse_net, texts))
-
-
-def _shares(texts: list[str]) -> "tuple[Share, ...]":
-    if not texts:
-        return ()
-    from vmm.devices.ninep.spec import parse_share
-
-    return tuple(parse_share(text, f"share{index}") for index, text in enumerate(texts))
-
-
 def _config(options: argparse.Namespace) -> DomainConfig:
-    from vmm.prepare import default_image
+    from vmm.prepare import default_image, parse_disks, parse_nets, parse_shares
 
     return DomainConfig(
         image=options.image or default_image(),
@@ -78,9 +51,9 @@ def _config(options: argparse.Namespace) -> DomainConfig:
         transport=None if options.transport == "auto" else Transport(options.transport),
         kvm_xen=not options.no_kvm_xen,
         xen_version=parse_xen_version(options.xen_version),
-        disks=_disks(options.disk),
-        nets=_nets(options.net),
-        shares=_shares([*options.share, *(["/,ro,tag=host"] if options.root else [])]),
+        disks=parse_disks(options.disk),
+        nets=parse_nets(options.net),
+        shares=parse_shares([*options.share, *(["/,ro,tag=host"] if options.root else [])]),
     ).checked()
 
 

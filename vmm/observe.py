@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vmm import log
+from vmm.devices.chardev import Tee
 from vmm.domain import Domain
 from vmm.errors import PyvmmError
 from vmm.faults import Fault, Injector
@@ -50,26 +51,29 @@ class Observer:
             symbols = load_symbols(wanted.symbols) if wanted.symbols is not None else None
             consumers.append(WRITERS[wanted.trace_format](Output(wanted.trace_file), wanted.trace, symbols))
         self._page = wanted.timeline
-        self.timeline: Timeline | None = None
+        self._timeline: Timeline | None = None
         if wanted.timeline is not None:
             check_writable(wanted.timeline)
-            self.timeline = Timeline()
-            consumers.append(self.timeline)
+            self._timeline = Timeline()
+            consumers.append(self._timeline)
         self._tracer = Tracer(consumers)
         self._injector = Injector(list(wanted.faults), wanted.seed) if wanted.faults else None
 
-    def attach(self, hypervisor: Hypervisor, domain: Domain) -> None:
+    def attach(self, hypervisor: Hypervisor, domain: Domain, console: Tee) -> None:
         """Before the domain starts."""
         if self._injector is not None:
             self._injector.attach(domain)
         if self._tracer.consumers:
             self._tracer.attach(domain, hypervisor.xenstore)
+        if self._timeline is not None:
+            self._timeline.mark("making the domain and loading the image")
+            console.add(self._timeline)
 
     def _write_page(self) -> None:
-        if self._page is None or self.timeline is None:
+        if self._page is None or self._timeline is None:
             return
         try:
-            self._page.write_text(page("pyvmm run: timeline", self.timeline), encoding="utf-8")
+            self._page.write_text(page("pyvmm run: timeline", self._timeline), encoding="utf-8")
         except OSError as error:
             log.get(__name__).warning("the timeline is lost", file=str(self._page), reason=error.strerror)
 

@@ -1,8 +1,9 @@
 """From what a user asks for to what a guest starts from: its image, its initrd, its command line."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmm import log
 from vmm.boot.elf import ElfImage
@@ -11,6 +12,11 @@ from vmm.boot.pvh import Module
 from vmm.config import DomainConfig
 from vmm.devices.exit_port import EXIT_PORT
 from vmm.errors import UsageError
+
+if TYPE_CHECKING:
+    from vmm.devices.block.spec import Disk
+    from vmm.devices.net.spec import Net
+    from vmm.devices.ninep.spec import Share
 
 _HOST_ROOT = "root=host rootfstype=9p rootflags=trans=xen,version=9p2000.L,cache=loose,msize=262144 ro"
 
@@ -85,6 +91,33 @@ def _modules(config: DomainConfig, start: Start) -> list[tuple[str, bytes]]:
         )
         return []
     return ModuleFolder(folder).closure(names)
+
+
+def parse_disks(texts: Sequence[str]) -> "tuple[Disk, ...]":
+    """Disks from what `--disk` takes, named in order; imports nothing where there are none.  UsageError."""
+    if not texts:
+        return ()
+    from vmm.devices.block.spec import device_name, parse_disk
+
+    return tuple(parse_disk(text, device_name(index)) for index, text in enumerate(texts))
+
+
+def parse_nets(texts: Sequence[str]) -> "tuple[Net, ...]":
+    """Network cards from what `--net` takes, likewise.  UsageError."""
+    if not texts:
+        return ()
+    from vmm.devices.net.spec import parse_net
+
+    return tuple(map(parse_net, texts))
+
+
+def parse_shares(texts: Sequence[str]) -> "tuple[Share, ...]":
+    """Shared folders from what `--share` takes, likewise.  UsageError."""
+    if not texts:
+        return ()
+    from vmm.devices.ninep.spec import parse_share
+
+    return tuple(parse_share(text, f"share{index}") for index, text in enumerate(texts))
 
 
 def default_image() -> Path:

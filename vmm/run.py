@@ -111,10 +111,7 @@ class _Runner:
         self._own_initrd = prepared.own_initrd
         domain = self._hypervisor.create_domain(prepared.config, prepared.image, prepared.modules, self._tee, self._serial)
         if self._observer is not None:
-            self._observer.attach(self._hypervisor, domain)
-            if self._observer.timeline is not None:
-                self._observer.timeline.mark("making the domain and loading the image")
-                self._tee.add(self._observer.timeline)
+            self._observer.attach(self._hypervisor, domain, self._tee)
         prepared.image.close()
         prepared.modules.clear()
         gc.freeze()

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
 from vmm import log
+from vmm.errand import Errand
 from vmm.kvm import Exit, KvmError, MpState
 from vmm.kvm import Vcpu as KvmVcpu
 from vmm.kvm.timer import Timer
@@ -115,25 +116,17 @@ class Vcpu:
 
         None where the vCPU does not run any more.  From any thread but a vCPU's; errors are the caller's.
         """
-        answers: list[Answer] = []
-        errors: list[Exception] = []
-        done = threading.Event()
 
-        def answer() -> None:
-            try:
-                self.settle()
-                answers.append(question())
-            except Exception as error:  # the caller's to handle
-                errors.append(error)
-            done.set()
+        def answer() -> Answer:
+            self.settle()
+            return question()
 
-        self.post(answer)
-        while not done.wait(REQUEST_CHECK_S):
+        errand = Errand(answer)
+        self.post(errand.run)
+        while not errand.done(REQUEST_CHECK_S):
             if not self._thread.is_alive():
                 return None
-        if errors:
-            raise errors[0]
-        return answers[0]
+        return errand.result()
 
     def pause(self) -> None:
         """Stop between two instructions, until `resume`; requests are still carried out."""
@@ -160,7 +153,7 @@ class Vcpu:
 
     def join(self) -> None:
         """Wait until the thread has ended."""
-        if self._thread.ident is not None and self._thread is not threading.current_thread():
+        if self._thread.ident is not None and not self.is_own_thread():
             self._thread.join()
 
     def is_own_thread(self) -> bool:
@@ -340,23 +333,20 @@ class Vcpu:
         """VCPUOP_initialise: the state that `up` starts it in."""
         if self._initialised:
             raise XenError(errno.EEXIST)
-        refusals: list[KvmError] = []
-        done = threading.Event()
 
         def set_it() -> None:
-            try:
-                load(self.kvm, context)
-                self._initialised = True
-            except KvmError as error:
-                refusals.append(error)
-            done.set()
+            load(self.kvm, context)
+            self._initialised = True
 
-        self.post(set_it)
-        while not done.wait(REQUEST_CHECK_S):  # it has never run, so nothing but the domain's end keeps it
+        errand = Errand(set_it)
+        self.post(errand.run)
+        while not errand.done(REQUEST_CHECK_S):  # it has never run, so nothing but the domain's end keeps it
             if self._stopping:
                 return
-        if refusals:
-            raise XenError(errno.EINVAL)
+        try:
+            errand.result()
+        except KvmError:
+            raise XenError(errno.EINVAL) from None
 
     def up(self) -> None:
         """VCPUOP_up: run, from the first state or from where `down` stopped it."""

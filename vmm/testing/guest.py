@@ -17,7 +17,7 @@ from vmm.errors import GuestError
 from vmm.faults import Fault, Injected, Injector
 from vmm.hypervisor import Hypervisor
 from vmm.kvm import System
-from vmm.prepare import Start, default_image, prepare
+from vmm.prepare import Start, default_image, parse_disks, parse_nets, parse_shares, prepare
 from vmm.testing.agent import Agent
 from vmm.testing.console import GuestConsole
 from vmm.testing.views import GuestMemory, GuestVcpu, GuestXenstore, Hypercalls, Records
@@ -68,10 +68,6 @@ class Guest:
 
         PyvmmError where what is asked for cannot be had.
         """
-        from vmm.devices.block.spec import device_name, parse_disk
-        from vmm.devices.net.spec import parse_net
-        from vmm.devices.ninep.spec import parse_share
-
         self.timeout = timeout
         observed = trace or bool(faults)
         config = DomainConfig(
@@ -84,9 +80,9 @@ class Guest:
             name=name,
             transport=Transport(transport) if transport is not None else None,
             kvm_xen=kvm_xen,
-            disks=tuple(parse_disk(text, device_name(index)) for index, text in enumerate(disks)),
-            nets=tuple(map(parse_net, nets)),
-            shares=tuple(parse_share(text, f"share{index}") for index, text in enumerate(shares)),
+            disks=parse_disks(disks),
+            nets=parse_nets(nets),
+            shares=parse_shares(shares),
             observed=observed,
         ).checked()
         self._prepared = prepare(config, Start(agent=True, modules=Path(modules) if modules is not None else None))
@@ -137,6 +133,7 @@ class Guest:
             if self._closed:
                 return
             self._closed = True
+        self._prepared.image.close()
         if self._hypervisor is not None:
             self._hypervisor.close()
         if self._system is not None:

@@ -1,6 +1,5 @@
 """Xenstore's thread: the one that owns the tree, the guests' rings, and what the toolstack asks of them."""
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 from vmm.devices.xenstore.layout import DomainFacts, describe_dom0, describe_domain, forget_domain
 from vmm.devices.xenstore.ring import StoreRing
 from vmm.devices.xenstore.server import Connection, Store
+from vmm.errand import Errand
 from vmm.eventloop import Doorbell, EventLoop
 from vmm.xenabi.interfaces import Domid, SharedBytes
 
@@ -34,22 +34,10 @@ class Xenstore:
 
     def run(self, action: Callable[[Store], Result]) -> Result:
         """Do something with the store in its own thread, and wait for it."""
-        results: list[Result] = []
-        errors: list[Exception] = []
-        done = threading.Event()
-
-        def act() -> None:
-            try:
-                results.append(action(self._store))
-            except Exception as error:  # the caller's to handle
-                errors.append(error)
-            done.set()
-
-        self._loop.post(act)
-        done.wait()
-        if errors:
-            raise errors[0]
-        return results[0]
+        errand = Errand(lambda: action(self._store))
+        self._loop.post(errand.run)
+        errand.done()
+        return errand.result()
 
     def introduce(self, facts: DomainFacts, page: SharedBytes, notify_guest: Callable[[], None]) -> Doorbell:
         """Describe a domain and serve its ring: the bell for its guest."""
