@@ -1,11 +1,10 @@
 """An event from the guest and back, an IPI to another vCPU and back, against a hypercall and a bare exit."""
 
 import tempfile
-import time
 from pathlib import Path
 
 from scripts.benchmarks import hypercall
-from scripts.benchmarks.guests import assemble
+from scripts.benchmarks.guests import assemble, printed_us, until_said
 from scripts.benchmarks.table import Row
 from tests.guests import running
 from vmm.config import DomainConfig
@@ -44,15 +43,12 @@ def measure(runs: int) -> list[Row]:
 
 def _round_times(config: DomainConfig) -> tuple[float, ...]:
     with running(config) as (domain, transcript):
-        while "connect\n" not in transcript.text and domain.outcome is None:
-            time.sleep(0.01)
+        until_said("connect\n", domain, transcript)
         khz = domain.vcpus[0].kvm.tsc_khz()
         _connect_echo(domain)
         domain.wait(TIMEOUT_S)
         domain.stop()
-    if "PASS" not in transcript.text:
-        raise SystemExit(f"the guest did not come to its end: {transcript.text}")
-    return tuple(int(line, 16) / khz * 1e3 for line in transcript.text.splitlines()[1:4])
+    return tuple(printed_us(transcript, khz))
 
 
 def _connect_echo(domain: Domain) -> None:

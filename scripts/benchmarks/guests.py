@@ -1,9 +1,15 @@
-"""Assembling the micro-guests that benchmarks run."""
+"""The micro-guests that benchmarks run: assembling them, waiting for them, reading what they print."""
 
+import re
 import subprocess
+import time
 from pathlib import Path
 
+from tests.guests import Transcript
+from vmm.domain import Domain
+
 MICRO = Path(__file__).resolve().parents[2] / "tests/micro"
+STARTS_S = 60
 FLAGS = ["-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none", "-Wl,-z,noexecstack", "-Wl,--no-warn-rwx-segments"]
 
 
@@ -14,3 +20,19 @@ def assemble(name: str, folder: Path) -> Path:
         command = ["gcc", *FLAGS, "-T", str(MICRO / "guest.ld"), "-o", str(image), str(MICRO / f"{name}.S")]
         subprocess.run(command, check=True, capture_output=True)
     return image
+
+
+def until_said(text: str, domain: Domain, transcript: Transcript) -> None:
+    """Wait until a guest has printed something; SystemExit where it does not."""
+    deadline = time.monotonic() + STARTS_S
+    while text not in transcript.text:
+        if domain.outcome is not None or time.monotonic() > deadline:
+            raise SystemExit(f"the guest did not say {text!r}: {transcript.text}")
+        time.sleep(0.01)
+
+
+def printed_us(transcript: Transcript, khz: int) -> list[float]:
+    """Microseconds from the TSC cycles that a guest prints, a line each, once it has ended well; SystemExit."""
+    if "PASS" not in transcript.text:
+        raise SystemExit(f"the guest did not come to its end: {transcript.text}")
+    return [int(line, 16) / khz * 1e3 for line in transcript.text.splitlines() if re.fullmatch("[0-9a-f]{16}", line)]

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from scripts.benchmarks.guests import assemble
+from scripts.benchmarks.guests import assemble, until_said
 from scripts.benchmarks.table import Row
 from tests.guests import Transcript, running
 from vmm.config import DomainConfig
@@ -48,8 +48,7 @@ def measure(runs: int) -> list[Row]:
 
 def standing(domain: Domain, transcript: Transcript) -> Vcpu:
     """The vCPU of a guest that makes hypercalls, taken from its thread: whoever enters it now does so by hand."""
-    while "ready" not in transcript.text:
-        time.sleep(0.01)
+    until_said("ready", domain, transcript)
     time.sleep(0.1)
     vcpu = domain.vcpus[0]
     vcpu.stop()

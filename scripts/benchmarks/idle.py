@@ -4,7 +4,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from scripts.benchmarks.guests import assemble
+from scripts.benchmarks.guests import assemble, until_said
 from scripts.benchmarks.table import Row
 from tests.guests import running
 from vmm.config import DomainConfig
@@ -12,7 +12,6 @@ from vmm.xenabi.transport import Transport
 
 SAMPLE_S = 3
 WAKES_A_SECOND = 10
-STARTS_S = 30
 
 
 def measure(runs: int) -> list[Row]:
@@ -21,9 +20,7 @@ def measure(runs: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         image = assemble("sleeper", Path(folder))
         with running(DomainConfig(image, transport=Transport.PAGE)) as (domain, transcript):
-            deadline = time.monotonic() + STARTS_S
-            while "asleep" not in transcript.text and time.monotonic() < deadline:
-                time.sleep(0.01)
+            until_said("asleep", domain, transcript)
             vcpu = domain.vcpus[0]
             for _ in range(runs):
                 for in_loop, percent in percents.items():

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from scripts.benchmarks.guests import assemble
+from scripts.benchmarks.guests import assemble, until_said
 from scripts.benchmarks.table import Row
 from tests.guests import Transcript, running
 from vmm.boot.image import load_image
@@ -23,7 +23,7 @@ from vmm.xenabi.transport import Transport
 
 VCPUS, PORTS, GRANTS, DISKS, GUESTS = (1, 4, 16, 64), (8, 256, 4000), (1, 512, 8192), (0, 16), (1, 4, 16)
 ROUNDS = 2000
-IDLE_S, STARTS_S = 2, 60
+IDLE_S = 2
 GRANT_ENTRY = struct.Struct("<HHI")
 
 
@@ -59,18 +59,10 @@ def _make_ms(image: Path, vcpus: int) -> float:
         return (time.perf_counter() - start) * 1e3
 
 
-def _sleeps(transcript: Transcript) -> None:
-    deadline = time.monotonic() + STARTS_S
-    while "asleep" not in transcript.text:
-        if time.monotonic() > deadline:
-            raise SystemExit(f"the guest did not start: {transcript.text}")
-        time.sleep(0.01)
-
-
 @contextmanager
 def _asleep(image: Path) -> Iterator[Domain]:
     with running(DomainConfig(image, transport=Transport.PAGE)) as (domain, transcript):
-        _sleeps(transcript)
+        until_said("asleep", domain, transcript)
         yield domain
 
 
@@ -140,8 +132,9 @@ def _guests(image: Path, count: int, runs: int) -> tuple[list[float], list[float
         for index in range(count):
             transcript = Transcript()
             config = DomainConfig(image, transport=Transport.PAGE, name=f"guest{index}").checked()
-            hypervisor.create_domain(config, load_image(image), [], transcript).start()
-            _sleeps(transcript)
+            domain = hypervisor.create_domain(config, load_image(image), [], transcript)
+            domain.start()
+            until_said("asleep", domain, transcript)
         mib = (_resident_mib() - before) / count
         return [_idle_percent() / count for _ in range(runs)], [mib]
     finally:

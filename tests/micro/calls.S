@@ -123,15 +123,7 @@ by_version:
 
 /* vCPU %r15 gets its vector, and an IPI port that is masked. */
 ready:
-	call lapic_on
-	movl %r15d, set_vector
-	movl $23, %edi
-	movl $set_vector, %esi
-	hypercall HVM_OP
-	movl %r15d, bind_ipi
-	movl $7, %edi
-	movl $bind_ipi, %esi
-	hypercall EVENT_CHANNEL_OP
+	vector_and_ipi_port
 	movl bind_ipi + 4, %ecx
 	movl %ecx, ports(, %r15, 4)
 	lock btsq %rcx, SHARED_INFO + 0xa00

@@ -112,15 +112,7 @@ print_time:
 
 /* vCPU %r15 gets its vector and its IPI port. */
 ready_for_events:
-	call lapic_on
-	movl %r15d, set_vector
-	movl $23, %edi
-	movl $set_vector, %esi
-	hypercall HVM_OP
-	movl %r15d, bind_ipi
-	movl $7, %edi
-	movl $bind_ipi, %esi
-	hypercall EVENT_CHANNEL_OP
+	vector_and_ipi_port
 	movl bind_ipi + 4, %eax
 	movl %eax, port_of_0(, %r15, 4)
 	ret
