@@ -72,6 +72,7 @@ def _add_run(commands: _Commands) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     run.add_argument("--pvh", action="store_true", help="enter the image by its PVH entry point (the default)")
+    run.add_argument("--dom0", action="store_true", help="boot it as Xen's initial, privileged domain on a PC with PCI")
     run.add_argument(
         "image",
         metavar="IMAGE",
@@ -145,7 +146,13 @@ def _add_run(commands: _Commands) -> None:
         help="how hypercalls leave the guest (`pyvmm doctor IMAGE` says what auto takes)",
     )
     run.add_argument("--no-kvm-xen", action="store_true", help="do without KVM_XEN, as on a host that has not got it")
-    run.add_argument("--xenstore", metavar="PATH", type=Path, help="serve the guest's xenstore on a Unix socket")
+    run.add_argument(
+        "--xenstore",
+        metavar="PATH",
+        type=Path,
+        help="serve the guest's xenstore on a Unix socket; a dom0, which runs xenstored itself unless this is given, gets"
+        " pyvmm's, without a socket for `internal`",
+    )
     watching = run.add_argument_group("looking on")
     watching.add_argument(
         "--trace",

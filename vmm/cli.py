@@ -11,10 +11,14 @@ from vmm import log
 from vmm.arguments import GROUPS, make_parser
 from vmm.config import DomainConfig, parse_size, parse_xen_version
 from vmm.errors import ExitStatus, PyvmmError, UsageError
+from vmm.features import COMBINATIONS
 from vmm.xenabi.transport import Transport
 
 if TYPE_CHECKING:
     from vmm.observe import Observation
+
+
+INTERNAL_XENSTORE = Path("internal")
 
 
 def _control(options: argparse.Namespace) -> int:
@@ -53,6 +57,8 @@ def _config(options: argparse.Namespace) -> DomainConfig:
         xen_version=parse_xen_version(options.xen_version),
         disks=parse_disks(options.disk),
         nets=parse_nets(options.net),
+        features=COMBINATIONS["pvh-dom0" if options.dom0 else "pvh-domU"],
+        own_xenstore=options.dom0 and options.xenstore is None,
         shares=parse_shares([*options.share, *(["/,ro,tag=host"] if options.root else [])]),
     ).checked()
 
@@ -96,7 +102,7 @@ def _run(options: argparse.Namespace) -> int:
         ),
         timeout_s=options.timeout,
         restart=(options.on_reboot or ("exit" if options.guest_command is not None else "restart")) == "restart",
-        xenstore=options.xenstore,
+        xenstore=None if options.xenstore == INTERNAL_XENSTORE else options.xenstore,
         observation=_observation(options),
         gdb=options.gdb.removesuffix(",wait") if options.gdb else None,
         gdb_wait=bool(options.gdb) and options.gdb.endswith(",wait"),

@@ -49,11 +49,18 @@ class DomainConfig(NamedTuple):
     observed: bool = False
     """Whether somebody looks at every hypercall and event: then neither KVM nor the C loop carries any out unseen."""
     features: Feature = COMBINATIONS["pvh-domU"]
+    own_xenstore: bool = False
+    """Whether the initial domain runs xenstored itself, as on Xen; else pyvmm serves its xenstore, too."""
 
     @property
     def possible_vcpus(self) -> int:
         """The vCPUs that the guest is made with; those beyond `vcpus` wait to be plugged in."""
         return max(self.vcpus, self.max_vcpus or 0)
+
+    @property
+    def initial(self) -> bool:
+        """Whether this is the initial, privileged domain: dom0."""
+        return Feature.INITIAL_DOMAIN in self.features
 
     def checked(self) -> "DomainConfig":
         """This configuration, or UsageError with the first thing that cannot be meant."""
@@ -74,6 +81,8 @@ class DomainConfig(NamedTuple):
             raise UsageError("--no-kvm-xen and --transport kvm-xen exclude each other")
         if not re.fullmatch(r"[A-Za-z0-9_.+-]{1,64}", self.name):
             raise UsageError(f"--name takes up to 64 letters, digits and _.+-, not {self.name!r}")
+        if self.initial and self.shares:
+            raise UsageError("a dom0 has PCI devices only, so --share and --root host are for other guests: use --disk")
         names = [disk.number for disk in self.disks]
         for disk in self.disks:
             if names.count(disk.number) > 1:

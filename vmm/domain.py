@@ -13,10 +13,12 @@ from vmm.boot import acpi, pvh
 from vmm.boot.elf import ElfImage
 from vmm.boot.hypercall_sites import Site
 from vmm.config import DomainConfig
-from vmm.devices.acpi_pm import AcpiPm
 from vmm.devices.chardev import Sink
 from vmm.devices.console import Console
 from vmm.devices.granted import BACKEND_DOMID
+from vmm.devices.hypervisor_console import HypervisorConsole
+from vmm.devices.ioapic import LINES
+from vmm.devices.mmio import Mmio
 from vmm.devices.ports import Ports
 from vmm.devices.uart import COM1, Uart
 from vmm.devices.xenbus import Xenbus
@@ -24,19 +26,21 @@ from vmm.devices.xenstore.layout import DomainFacts
 from vmm.devices.xenstore.service import Xenstore
 from vmm.eventloop import EventLoop
 from vmm.features import Feature, named
+from vmm.gsis import Gsis
 from vmm.guest_cpuid import guest_cpuid
 from vmm.kernel_events import KernelEvents
 from vmm.kvm import MsiRoute, System, XenFlag, allow_kicks
 from vmm.kvm.capabilities import msr_filter_available
-from vmm.memory import GuestMemory
+from vmm.memory import LOW_RAM_END, GuestMemory
+from vmm.pc import Pc, power_management
 from vmm.vcpu import Vcpu
-from vmm.xenabi.constants import CALLBACK_TYPE_VECTOR, E820, HYPERCALL_MSR, PAGE_BYTES, HvmParam, ShutdownReason
+from vmm.xenabi.constants import CALLBACK_TYPE_VECTOR, E820, HYPERCALL_MSR, PAGE_BYTES, HvmParam, ShutdownReason, Virq
 from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.evtchn import EventChannels
 from vmm.xenabi.evtchn_abi import TwoLevelLayout
 from vmm.xenabi.grants import TABLE_PAGES, GrantTable
 from vmm.xenabi.hypercalls import dispatch
-from vmm.xenabi.interfaces import Call, Domid, Gfn, Gpa, Identity, Port
+from vmm.xenabi.interfaces import Call, Domid, Gfn, Gpa, Identity, Port, VcpuId
 from vmm.xenabi.transport import PORT, Transport, patch_for
 from vmm.xenabi.vcpu_context import flat
 
@@ -74,8 +78,9 @@ class Domain:
         self.domid = domid
         self.config = config
         self.transport = transport
-        self.handle = _random_uuid()
+        self.handle = bytes(16) if domid == 0 else _random_uuid()
         self.privileged = Feature.PRIVILEGED in config.features
+        self.initial = Feature.INITIAL_DOMAIN in config.features
         self.identity = _identity(config)
         self.hvm_params: dict[int, int] = {}
         self.callback_vector: int | None = None
@@ -90,15 +95,17 @@ class Domain:
         self.hypercall: Callable[[Call], int] = self._hypercall
         """Carries out one hypercall: what RAX gets.  Whoever wants to see or change them puts a function around it."""
         self.console_write = sink.write
+        self.console_read: Callable[[int], bytes] = _no_input
         self.outcome: Outcome | None = None
         self._ended = threading.Event()
         self._stopped = False
         self.bus: Xenbus | None = None
         """Its devices, once it has a xenstore."""
-        self._console: Console | None = None
+        self._console: Console | HypervisorConsole | None = None
         self._uart: Uart | None = None
         self._lock = threading.Lock()
-        self._routes: dict[int, MsiRoute] = {}
+        self.ports, self.mmio = Ports(), Mmio()
+        self.pc: Pc | None = None
         self.vcpus: list[Vcpu] = []
         self.kernel_events = KernelEvents(self)
         self.events = EventChannels(self.vcpus, kernel=self.kernel_events)
@@ -118,14 +125,17 @@ class Domain:
         config, vm = self.config, self.vm
         allow_kicks()
         vm.set_tss_area(INTEL_TSS_AREA)
-        vm.split_irqchip(0)
+        lines = LINES if Feature.IOAPIC in config.features else 0
+        vm.split_irqchip(lines)
+        self.gsis = Gsis(vm, lines)
         if self.transport is Transport.KVM_XEN:
             vm.xen_config(HYPERCALL_MSR)
         elif msr_filter_available(system):
             vm.exit_on_msrs([HYPERCALL_MSR])
-        self.memory.add_ram(config.memory_bytes)
+        has_pc = Feature.PCI in config.features
+        self.memory.add_ram(config.memory_bytes, acpi.ECAM_BASE if has_pc else LOW_RAM_END)
         self.memory.add_special(acpi.ACPI_BASE, acpi.ACPI_BYTES, E820.ACPI, acpi.ACPI_USED_BYTES)
-        self.memory.write(acpi.ACPI_BASE, acpi.build(config.possible_vcpus))
+        self.memory.write(acpi.ACPI_BASE, acpi.build(config.possible_vcpus, pc=has_pc))
         self.memory.add_special(SPECIAL_PAGES_START, SPECIAL_PAGES * PAGE_BYTES, E820.RESERVED)
         supported = system.supported_cpuid()
         for index in range(config.possible_vcpus):
@@ -144,29 +154,45 @@ class Domain:
             )
             vcpu.kvm.set_msr(MSR_MTRR_DEF_TYPE, MTRR_ENABLED | MTRR_WRITE_BACK)
             vcpu.kvm.describe_loop(vm.fd, index, PORT, self.memory.ram())
-            vm.irqfd(vcpu.upcall_fd, index)
+            vcpu.upcall_gsi = self.gsis.allocate()
+            vm.irqfd(vcpu.upcall_fd, vcpu.upcall_gsi)
             if XenFlag.EVTCHN_SEND in self.kept_by_kvm:
                 vcpu.kvm.xen_set_vcpu_id(index)
             for timer in (vcpu.time.singleshot, vcpu.time.periodic, vcpu.callback_check):
                 self._timers.watch(timer.fd, timer.on_readable)
         self.grants = GrantTable(FIRST_GRANT_PAGE, self.memory.xen_page(FIRST_GRANT_PAGE, TABLE_PAGES))
-        self.ports = Ports()
-        power = AcpiPm(
-            acpi.PM1A_EVENT_PORT,
-            acpi.PM1A_CONTROL_PORT,
-            acpi.GPE0_PORT,
-            acpi.RESET_PORT,
-            {acpi.S5_SLEEP_TYPE: lambda: self.shutdown(ShutdownReason.poweroff)},
-            lambda: self.shutdown(ShutdownReason.reboot),
+        if has_pc:
+            self._build_pc()
+        self.power = power_management(
+            lambda: self.shutdown(ShutdownReason.poweroff), self._reset, self.pc.set_sci if self.pc else None
         )
-        self.ports.own(power, *power.ranges)
+        self.ports.own(self.power, *self.power.ranges)
         if serial is not None:
             self._uart = Uart(COM1, serial)
             self.ports.own(self._uart, *self._uart.ranges)
-        self._connect_console(sink)
+        self._store_port = self._console_port = Port(0)
+        if not config.own_xenstore:
+            self._store_port = self.events.alloc_unbound(BACKEND_DOMID)  # as the toolstack allocates them: port 1
+        if self.initial:
+            self._connect_hypervisor_console(sink)
+        else:
+            self._connect_console(sink)
+
+    def _build_pc(self) -> None:
+        self.memory.reserve(acpi.ECAM_BASE, acpi.ECAM_BYTES)
+        self.memory.reserve(acpi.IOAPIC_ADDRESS, PAGE_BYTES, shown=False)
+        self.pc = Pc(self.gsis, self.ports, self.mmio, self._reset)
+        for timer in self.pc.timers:
+            self._timers.watch(timer.fd, timer.on_readable)
+
+    def _reset(self) -> None:
+        self.shutdown(ShutdownReason.reboot)
+
+    def _connect_hypervisor_console(self, sink: Sink) -> None:
+        console = self._console = HypervisorConsole(sink, lambda: self.events.send_virq(Virq.CONSOLE, VcpuId(0)))
+        self.console_write, self.console_read = console.write, console.read
 
     def _connect_console(self, sink: Sink) -> None:
-        self._store_port = self.events.alloc_unbound(BACKEND_DOMID)  # as the toolstack allocates them: port 1
         port = self._console_port = self.events.alloc_unbound(BACKEND_DOMID)
         page = self.memory.shared(CONSOLE_GFN * PAGE_BYTES, PAGE_BYTES)
         console = self._console = Console(page, sink, lambda: self.events.deliver(port))
@@ -187,11 +213,13 @@ class Domain:
         self.events.connect(self._store_port, BACKEND_DOMID, Port(0), bell.ring, bell.fd)
         self.hvm_params[HvmParam.STORE_PFN] = STORE_GFN
         self.hvm_params[HvmParam.STORE_EVTCHN] = self._store_port
-        self.bus = Xenbus(xenstore, self)
+        if not self.initial:
+            self.bus = Xenbus(xenstore, self)
 
     def load(self, image: ElfImage, modules: list[pvh.Module], sites: list[Site]) -> None:
         """Put an image into memory and the first vCPU at its entry.  ImageError."""
-        entry = pvh.load(self.memory, image, self.config.command_line, modules, acpi.RSDP_ADDRESS)
+        flags = pvh.INITIAL_DOMAIN_FLAGS if self.initial else 0
+        entry = pvh.load(self.memory, image, self.config.command_line, modules, acpi.RSDP_ADDRESS, flags)
         for site in sites:
             self.memory.write(site.gpa, patch_for(site.instruction))
         self.vcpus[0].enter(flat(entry.eip, entry.ebx))
@@ -281,6 +309,8 @@ class Domain:
         for vcpu in self.vcpus:
             vcpu.close()
         self.vcpus = []
+        if self.pc is not None:
+            self.pc.close()
         self.vm.close()
         self.memory.close()
 
@@ -296,9 +326,7 @@ class Domain:
 
     def route_upcall(self, vcpu_id: int, vector: int) -> None:
         """Send a vCPU's upcalls to a vector at its LAPIC."""
-        with self._lock:
-            self._routes[vcpu_id] = MsiRoute(acpi.apic_id(vcpu_id), vector)
-            self.vm.set_msi_routes(self._routes)
+        self.gsis.route(self.vcpus[vcpu_id].upcall_gsi, MsiRoute.to_lapic(acpi.apic_id(vcpu_id), vector))
 
     def set_callback(self, value: int) -> None:
         """HVM_PARAM_CALLBACK_IRQ: the vector of all vCPUs that have none of their own.  A PVH domain has no GSIs."""
@@ -337,6 +365,10 @@ class Domain:
             "the guest never asked for the hypercall page and has no vmcall that could be patched, so none of its "
             "hypercalls can have reached pyvmm; a host whose KVM has KVM_XEN needs neither"
         )
+
+
+def _no_input(count: int) -> bytes:
+    return b""
 
 
 def _random_uuid() -> bytes:

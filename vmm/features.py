@@ -18,6 +18,7 @@ class Feature(Flag):
 
 COMBINATIONS: dict[str, Feature] = {
     "pvh-domU": Feature.LAPIC,
+    "pvh-dom0": (Feature.LAPIC | Feature.IOAPIC | Feature.RTC | Feature.PCI | Feature.PRIVILEGED | Feature.INITIAL_DOMAIN),
 }
 """The combinations that pyvmm builds, by the name that users know."""
 

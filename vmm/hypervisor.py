@@ -70,14 +70,11 @@ class Hypervisor:
         # KVM_XEN answers SCHEDOP_yield by itself, and SCHEDOP_poll as if it were that: nobody would see them.
         kvm_xen = config.kvm_xen and (not config.observed or config.transport is Transport.KVM_XEN)
         plan = plan_hypercalls(self.system, image, config.transport, kvm_xen=kvm_xen)
-        with self._lock:
-            if self._next_domid >= DOMID_FIRST_RESERVED:
-                raise PyvmmError("this hypervisor has used up all of its domids")
-            domid = Domid(self._next_domid)
-            self._next_domid += 1
+        domid = self._new_domid(initial=config.initial)
         domain = Domain(self.system, domid, config, plan.transport, sink, serial)
         try:
-            domain.connect_store(self.xenstore)
+            if not config.own_xenstore:
+                domain.connect_store(self.xenstore)
             self._attach_devices(domain)
             domain.load(image, modules, plan.sites)
         except BaseException:
@@ -87,8 +84,20 @@ class Hypervisor:
             self._domains[domid] = domain
         return domain
 
+    def _new_domid(self, *, initial: bool) -> Domid:
+        with self._lock:
+            if initial:
+                if 0 in self._domains:
+                    raise PyvmmError("this hypervisor has its initial domain already")
+                return Domid(0)
+            if self._next_domid >= DOMID_FIRST_RESERVED:
+                raise PyvmmError("this hypervisor has used up all of its domids")
+            self._next_domid += 1
+            return Domid(self._next_domid - 1)
+
     def _attach_devices(self, domain: Domain) -> None:
-        assert domain.bus is not None
+        if domain.bus is None:
+            return
         for disk in domain.config.disks:
             from vmm.devices.block.backend import open_disk  # most guests have none
 

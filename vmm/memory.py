@@ -22,6 +22,7 @@ BIOS_AREA = (0xA0000, 0x100000)
 WINDOW_BYTES = 2 << 20
 MAX_WINDOWS = 512
 ADDRESS_LIMIT = 1 << 40
+LAPIC_START = 0xFEE0_0000
 
 
 class MemoryFault(PyvmmError):
@@ -86,6 +87,8 @@ class GuestMemory:
         self._ram_bytes = 0
         self._pages = 0
         self._maximum_gfn = Gfn(0)
+        self._low_end = LOW_RAM_END
+        self._holes: list[tuple[int, int]] = [(LAPIC_START, LAPIC_START + PAGE_BYTES)]
         # Xen's own pages: the hypervisor sees them here, the guest where it asks for them.
         self._xen_file = PageFile("pyvmm-xen-pages", xen_pages)
         self.xen_pages = HostMemory(xen_pages * PAGE_BYTES, file=self._xen_file)
@@ -100,9 +103,10 @@ class GuestMemory:
         self._starts = [known.start for known in self._regions]
         return region
 
-    def add_ram(self, size_bytes: int) -> None:
-        """RAM from 0 up, split around the hole below 4 GiB.  PyvmmError where the host cannot even reserve it."""
-        low = min(size_bytes, LOW_RAM_END)
+    def add_ram(self, size_bytes: int, low_end: int = LOW_RAM_END) -> None:
+        """RAM from 0 up, split around the hole from `low_end` to 4 GiB.  PyvmmError where the host cannot reserve it."""
+        self._low_end = low_end
+        low = min(size_bytes, low_end)
         try:
             self._add(0, HostMemory(low, huge_pages=True))
             if size_bytes > low:
@@ -125,6 +129,12 @@ class GuestMemory:
         """Memory that is not RAM to the guest (tables, special pages); the map shows `used_bytes` of it."""
         self._add(gpa, HostMemory(-(-size_bytes // PAGE_BYTES) * PAGE_BYTES))
         self._map.append(MemmapEntry(Gpa(gpa), used_bytes or size_bytes, kind))
+
+    def reserve(self, start: int, size_bytes: int, *, shown: bool = True) -> None:
+        """Keep addresses for devices: no memory will ever be there.  `shown`: also in the memory map."""
+        self._holes.append((start, start + size_bytes))
+        if shown:
+            self._map.append(MemmapEntry(Gpa(start), size_bytes, E820.RESERVED))
 
     def release(self, gfn: Gfn) -> bool:
         """The guest gives a page of its RAM back to the host; False where it has none there."""
@@ -187,11 +197,11 @@ class GuestMemory:
     @property
     def low_ram_bytes(self) -> int:
         """RAM below 4 GiB, where images and modules go."""
-        return min(self._ram_bytes, LOW_RAM_END)
+        return min(self._ram_bytes, self._low_end)
 
     def ram(self) -> list[tuple[int, int, int]]:
         """The stretches of RAM that it started with: start, end, and the host address of the start."""
-        ends = (0, min(self._ram_bytes, LOW_RAM_END)), (HIGH_RAM_START, HIGH_RAM_START + self._ram_bytes - LOW_RAM_END)
+        ends = (0, self.low_ram_bytes), (HIGH_RAM_START, HIGH_RAM_START + self._ram_bytes - self._low_end)
         found = [(start, end, self.find(start)) for start, end in ends if end > start]
         return [(start, end, region.host.address) for start, end, region in found if region is not None]
 
@@ -278,19 +288,18 @@ class GuestMemory:
         region = self.find(gpa)
         if region is not None:
             return region
-        if gpa >= ADDRESS_LIMIT or 0xFEE0_0000 <= gpa < 0xFEE0_1000:
+        if gpa >= ADDRESS_LIMIT or any(first <= gpa < last for first, last in self._holes):
             raise XenError(errno.EINVAL)
         if self._windows == MAX_WINDOWS:
             raise XenError(errno.ENOSPC)
         self._windows += 1
         start, end = gpa & -WINDOW_BYTES, (gpa & -WINDOW_BYTES) + WINDOW_BYTES
-        for known in self._regions:  # a window must not run into its neighbours
-            if known.end <= gpa:
-                start = max(start, known.end)
-            if known.start > gpa:
-                end = min(end, known.start)
-        if start < 0xFEE0_1000 and end > 0xFEE0_0000:  # nor hide the LAPIC
-            start, end = (start, 0xFEE0_0000) if gpa < 0xFEE0_0000 else (0xFEE0_1000, end)
+        taken = [*((known.start, known.end) for known in self._regions), *self._holes]
+        for first, last in taken:  # a window must not run into its neighbours, nor hide a device
+            if last <= gpa:
+                start = max(start, last)
+            if first > gpa:
+                end = min(end, first)
         return self._add(start, HostMemory(end - start))
 
     def close(self) -> None:

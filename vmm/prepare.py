@@ -76,8 +76,11 @@ def _initramfs(config: DomainConfig, start: Start, *, is_linux: bool) -> bytes:
 
 def _modules(config: DomainConfig, start: Start) -> list[tuple[str, bytes]]:
     """The drivers that the guest needs for its devices, where its kernel has them as modules."""
-    names = ["xen_blkfront", "ext4"] if config.disks else []
-    names += ["xen_netfront"] if config.nets else []
+    names = ["virtio_blk" if config.initial else "xen_blkfront", "ext4"] if config.disks else []
+    names += ["virtio_net" if config.initial else "xen_netfront"] if config.nets else []
+    if config.initial:
+        names += ["xen_evtchn", "xen_gntdev", "xen_gntalloc", "xen_privcmd", "xenfs"]
+        names += ["virtio_pci"] if config.disks or config.nets else []
     names += ["9pnet_xen", "9p"] if config.shares else []
     names += [word.partition("=")[2] for word in config.command_line.split() if word.startswith("rootfstype=")]
     if not names:

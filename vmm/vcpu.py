@@ -52,6 +52,7 @@ class Vcpu:
         self.info: SharedBytes | None = None
         self._own_info = False
         self.online = vcpu_id == 0
+        self.upcall_gsi = 0
         self.upcall_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self.callback_check = Timer(self._check_callback)
         self._vector = 0  # its own upcall vector, once it has one
@@ -67,11 +68,13 @@ class Vcpu:
         self._thread = threading.Thread(target=self._main, name=f"{domain.config.name}-vcpu{vcpu_id}", daemon=True)
         run = kvm.run
         self._io, self._mmio, self._msr, self._hcall = run.io, run.mmio, run.msr, run.xen.u.hcall
+        self._eoi = run.eoi
         self._cs, self._ss = kvm.sregs.cs, kvm.sregs.ss
         self.exit_handlers: dict[int, Callable[[], None]] = {
             Exit.IO: self._port,
             Exit.XEN: self._xen,
             Exit.MMIO: self._mmio_access,
+            Exit.IOAPIC_EOI: self._end_of_interrupt,
             Exit.INTERRUPTED: kvm.kick_seen,
             Exit.INIT_TAKEN: self.time.restore_clock,
             Exit.INTR: kvm.kick_seen,
@@ -228,8 +231,16 @@ class Vcpu:
         data.release()
 
     def _mmio_access(self) -> None:
-        if not self._mmio.is_write:  # nobody is there: as on a real bus
-            self._mmio.data = b"\xff" * 8
+        access = self._mmio
+        address, size = access.phys_addr, access.len
+        if access.is_write:
+            self.domain.mmio.write(address, size, int.from_bytes(bytes(access.data)[:size], "little"))
+        else:
+            access.data = self.domain.mmio.read(address, size).to_bytes(8, "little")
+
+    def _end_of_interrupt(self) -> None:
+        if self.domain.pc is not None:
+            self.domain.pc.ioapic.end_of_interrupt(self._eoi.vector)
 
     def _write_msr(self) -> None:
         msr = self._msr

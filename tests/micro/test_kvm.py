@@ -226,7 +226,7 @@ def test_irqfd_interrupts_the_guest(machine: Machine) -> None:
 
     line = os.eventfd(0, os.EFD_NONBLOCK)
     machine.vm.irqfd(line, 0)
-    machine.vm.set_msi_routes({0: MsiRoute(0, 0x40)})
+    machine.vm.set_msi_routes({0: MsiRoute.to_lapic(0, 0x40)})
     # LAPIC on by its memory-mapped registers, interrupts on, wait; the gate of vector 0x40 leads to an out.
     code = b"\xc7\x05\xf0\x00\xe0\xfe\xff\x01\x00\x00" + b"\xfb" + b"\xf4" + b"\xeb\xfd"
     vcpu = machine.vcpu(code)

@@ -17,6 +17,7 @@ mount -t sysfs sys /sys
 mount -t devtmpfs dev /dev
 /bin/busybox --install -s /bin
 for module in $(cat /modules/order 2>/dev/null); do insmod "/modules/$module"; done
+grep -qw xenfs /proc/filesystems && mount -t xenfs xenfs /proc/xen
 export PATH=/sbin:/bin HOME=/root TERM=linux
 mkdir -p /dev/pts
 mount -t devpts devpts /dev/pts
@@ -76,7 +77,7 @@ exec switch_root /newroot "$init"
 """
 
 _STAY_INSIDE = """
-for place in /proc /sys /dev; do mount --bind "$place" "/newroot$place"; done
+for place in /proc /sys /dev; do mount --rbind "$place" "/newroot$place"; done
 mount -t devpts devpts /newroot/dev/pts
 for place in /tmp /run /root; do mount -t tmpfs tmpfs "/newroot$place"; done
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin

@@ -12,6 +12,7 @@ from vmm.xenabi.interfaces import MemmapEntry
 from vmm.xenabi.structs import HvmMemmapEntry, HvmModlistEntry, HvmStartInfo
 
 START_INFO_MAGIC = 0x336EC578
+INITIAL_DOMAIN_FLAGS = 3  # xen.h: SIF_PRIVILEGED, SIF_INITDOMAIN
 MAX_COMMAND_LINE_BYTES = 4096
 LINUX_COMMAND_LINE_BYTES = 2048
 
@@ -63,7 +64,7 @@ class _Placer:
         return start
 
 
-def load(memory: Memory, image: ElfImage, command_line: str, modules: list[Module], rsdp: int) -> Entry:
+def load(memory: Memory, image: ElfImage, command_line: str, modules: list[Module], rsdp: int, flags: int = 0) -> Entry:
     """Copy everything to its place.  ImageError where something does not fit."""
     usable = [entry for entry in memory.map() if entry.kind == E820.RAM]
     for segment in image.segments:
@@ -94,6 +95,7 @@ def load(memory: Memory, image: ElfImage, command_line: str, modules: list[Modul
     info = HvmStartInfo(
         magic=START_INFO_MAGIC,
         version=1,
+        flags=flags,
         nr_modules=len(modules),
         modlist_paddr=list_gpa if modules else 0,
         cmdline_paddr=text_gpa,

@@ -26,6 +26,7 @@ CONSTANTS = [
     "KVM_SET_USER_MEMORY_REGION",
     "KVM_GET_DIRTY_LOG",
     "KVM_SET_GSI_ROUTING",
+    "KVM_IRQ_LINE",
     "KVM_IRQFD",
     "KVM_IOEVENTFD",
     "KVM_X86_SET_MSR_FILTER",
@@ -193,6 +194,7 @@ struct kvm_run {
         struct { uint64_t hardware_entry_failure_reason; uint32_t cpu; } fail_entry;
         struct { uint8_t direction, size; uint16_t port; uint32_t count; uint64_t data_offset; } io;
         struct { uint64_t phys_addr; uint8_t data[8]; uint32_t len; uint8_t is_write; } mmio;
+        struct { uint8_t vector; } eoi;
         struct { uint32_t suberror, ndata; uint64_t data[16]; } internal;
         struct { uint32_t type, ndata; uint64_t data[16]; } system_event;
         struct { uint8_t error, pad[7]; uint32_t reason, index; uint64_t data; } msr;
@@ -209,6 +211,7 @@ struct kvm_msr_entry { uint32_t index; uint64_t data; ...; };
 struct kvm_msrs { uint32_t nmsrs; struct kvm_msr_entry entries[]; ...; };
 struct kvm_msr_filter_range { uint32_t flags, nmsrs, base; uint8_t *bitmap; ...; };
 struct kvm_msr_filter { uint32_t flags; struct kvm_msr_filter_range ranges[16]; ...; };
+struct kvm_irq_level { uint32_t irq, level; ...; };
 struct kvm_irqfd { uint32_t fd, gsi, flags; ...; };
 struct kvm_ioeventfd { uint64_t datamatch, addr; uint32_t len; int32_t fd; uint32_t flags; ...; };
 struct kvm_irq_routing_msi { uint32_t address_lo, address_hi, data, devid; };

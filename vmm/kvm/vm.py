@@ -11,6 +11,7 @@ from vmm.kvm.errors import KvmError, ioctl
 from vmm.kvm.vcpu import Vcpu
 
 _EVTCHNSTAT_INTERDOMAIN, _EVTCHNSTAT_IPI = 2, 5  # event_channel.h
+MSI_ADDRESS = 0xFEE0_0000
 _RUNSTATE_UPDATE_FLAG = 5  # of KVM_XEN_ATTR_TYPE_*: Linux 6.3; older headers do not name it
 
 
@@ -23,10 +24,15 @@ class SlotFlag(IntFlag):
 
 
 class MsiRoute(NamedTuple):
-    """Where a GSI leads: a message to the LAPIC with this id, raising this vector."""
+    """Where a GSI leads: a message, as PCI devices and IOAPICs send it to LAPICs (64-bit address, 32-bit data)."""
 
-    apic_id: int
-    vector: int
+    address: int
+    data: int
+
+    @classmethod
+    def to_lapic(cls, apic_id: int, vector: int) -> "MsiRoute":
+        """The message that raises a vector, edge-triggered, at the LAPIC with this id."""
+        return cls(MSI_ADDRESS | (apic_id & 0xFF) << 12 | (apic_id & ~0xFF) << 32, vector)
 
 
 class Vm:
@@ -94,10 +100,16 @@ class Vm:
         table.nr = len(routes)
         for entry, (gsi, route) in zip(table.entries[0 : len(routes)], routes.items(), strict=True):
             entry.gsi, entry.type = gsi, lib.KVM_IRQ_ROUTING_MSI
-            entry.u.msi.address_lo = 0xFEE00000 | (route.apic_id & 0xFF) << 12
-            entry.u.msi.address_hi = route.apic_id & ~0xFF
-            entry.u.msi.data = route.vector
+            entry.u.msi.address_lo = route.address & 0xFFFF_FFFF
+            entry.u.msi.address_hi = route.address >> 32
+            entry.u.msi.data = route.data
         ioctl(self.fd, "KVM_SET_GSI_ROUTING", lib.KVM_SET_GSI_ROUTING, table)
+
+    def raise_gsi(self, gsi: int) -> None:
+        """KVM_IRQ_LINE: send the message that a GSI leads to, once."""
+        request = ffi.new("struct kvm_irq_level *")
+        request.irq, request.level = gsi, 1
+        ioctl(self.fd, "KVM_IRQ_LINE", lib.KVM_IRQ_LINE, request)
 
     def irqfd(self, eventfd: int, gsi: int, *, assign: bool = True) -> None:
         """KVM_IRQFD: every write to `eventfd` raises `gsi`."""

@@ -25,6 +25,7 @@ class DomainState(Protocol):
     shutdown_reason: ShutdownReason | None
     unknown_hypercalls: Counter[str]
     console_write: Callable[[bytes], None]
+    console_read: Callable[[int], bytes]
 
     @property
     def vcpus(self) -> Sequence[Vcpu]: ...

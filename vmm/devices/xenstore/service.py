@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, TypeVar
 from vmm.devices.xenstore.layout import DomainFacts, describe_dom0, describe_domain, forget_domain
 from vmm.devices.xenstore.ring import StoreRing
 from vmm.devices.xenstore.server import Connection, Store
+from vmm.devices.xenstore.tree import DOM0
 from vmm.errand import Errand
 from vmm.eventloop import Doorbell, EventLoop
 from vmm.xenabi.interfaces import Domid, SharedBytes
@@ -50,7 +51,8 @@ class Xenstore:
         doorbell = self._loop.doorbell(serve)
 
         def connect(store: Store) -> None:
-            describe_domain(store, facts)
+            if facts.domid != DOM0:
+                describe_domain(store, facts)
             client = store.connect(facts.domid, doorbell.ring)
             self._clients[facts.domid] = client, StoreRing(page, client, notify_guest)
             store.introduce(facts.domid)
@@ -72,7 +74,8 @@ class Xenstore:
             found = self._clients.pop(domid, None)
             if found is not None:
                 store.disconnect(found[0])
-                forget_domain(store, domid)
+                if domid != DOM0:
+                    forget_domain(store, domid)
                 store.release(domid)
 
         self.run(disconnect)

@@ -19,5 +19,8 @@ def write(call: Call) -> None:
 
 @suboperation(Hypercall.console_io, 1, "read", names=("count", "buffer"))
 def read(call: Call) -> int:
-    """(CONSOLEIO_read, count, buffer): what was typed; a domU has no such input."""
-    return 0
+    """(CONSOLEIO_read, count, buffer): what was typed, for the initial domain; a domU has no such input."""
+    data = domain_of(call).console_read(min(call.args[1] & 0x7FFF_FFFF, CHUNK_BYTES))
+    if data:
+        call.vcpu.write_virtual(call.args[2], data)
+    return len(data)
