@@ -179,9 +179,7 @@ class Domain:
             self._connect_console(sink)
 
     def _build_pc(self) -> None:
-        self.memory.reserve(acpi.ECAM_BASE, acpi.ECAM_BYTES)
-        self.memory.reserve(acpi.IOAPIC_ADDRESS, PAGE_BYTES, shown=False)
-        self.pc = Pc(self.gsis, self.ports, self.mmio, self._reset)
+        self.pc = Pc(self.vm, self.gsis, self.memory, self.ports, self.mmio, self._reset)
         for timer in self.pc.timers:
             self._timers.watch(timer.fd, timer.on_readable)
 
@@ -298,6 +296,8 @@ class Domain:
         self._stopped = True
         if self.bus is not None:
             self.bus.close()
+        if self.pc is not None:
+            self.pc.stop()
         if self._console:
             self._console_loop.post(self._console.on_event)
         for loop in self._loops:

@@ -13,9 +13,13 @@ from vmm.domain import Domain
 from vmm.errors import HostError, PyvmmError
 from vmm.kvm import System, XenFlag
 from vmm.kvm.capabilities import msr_filter_available
+from vmm.pc import Pc
 from vmm.xenabi.constants import DOMID_FIRST_RESERVED
 from vmm.xenabi.interfaces import Domid
 from vmm.xenabi.transport import Transport
+
+MAX_QUEUES = 8
+"""Of a virtio disk."""
 
 
 class HypercallPlan:
@@ -96,8 +100,10 @@ class Hypervisor:
             return Domid(self._next_domid - 1)
 
     def _attach_devices(self, domain: Domain) -> None:
-        if domain.bus is None:
+        if domain.pc is not None:
+            self._plug_devices(domain.config, domain.pc)
             return
+        assert domain.bus is not None
         for disk in domain.config.disks:
             from vmm.devices.block.backend import open_disk  # most guests have none
 
@@ -110,6 +116,22 @@ class Hypervisor:
             from vmm.devices.ninep.backend import ShareBackend
 
             domain.bus.attach(ShareBackend(share, handle))
+
+    def _plug_devices(self, config: DomainConfig, pc: Pc) -> None:
+        for disk in config.disks:
+            from vmm.devices.block.backend import open_image
+            from vmm.devices.virtio.block import BlockDevice
+
+            image = open_image(disk)
+            queues = min(disk.queues or config.possible_vcpus, MAX_QUEUES)
+            pc.plug(
+                BlockDevice(disk.path.name, image, queues, image.close, discard=disk.discard, zeroes=image.discard_zeroes)
+            )
+        for net in config.nets:
+            from vmm.devices.net.backend import open_network
+            from vmm.devices.virtio.net import NetDevice
+
+            pc.plug(NetDevice(net, open_network(net, queues=1)))
 
     def destroy_domain(self, domain: Domain) -> None:
         """Stop and release one domain; its domid is not used again."""

@@ -7,17 +7,23 @@ from vmm.devices.acpi_pm import AcpiPm
 from vmm.devices.i8042 import I8042
 from vmm.devices.ioapic import IoApic
 from vmm.devices.mmio import Mmio
+from vmm.devices.pci.bus import SLOTS, NoSlot, PciBus
 from vmm.devices.ports import Ports
 from vmm.devices.rtc import RTC_LINE, Rtc
+from vmm.devices.virtio.pci import Device, VirtioPci, Wiring
+from vmm.errors import UsageError
 from vmm.gsis import Gsis
-from vmm.kvm import MsiRoute
+from vmm.kvm import MsiRoute, Vm
 from vmm.kvm.timer import Timer
+from vmm.memory import GuestMemory, MemoryFault
 
 
 class Pc:
     """The chips of one domain, wired to each other and to its ports and addresses."""
 
-    def __init__(self, gsis: Gsis, ports: Ports, mmio: Mmio, reset: Callable[[], None]) -> None:
+    def __init__(
+        self, vm: Vm, gsis: Gsis, memory: GuestMemory, ports: Ports, mmio: Mmio, reset: Callable[[], None]
+    ) -> None:
         def route(line: int, message: tuple[int, int] | None) -> None:
             gsis.route(line, None if message is None else MsiRoute(*message))
 
@@ -28,6 +34,21 @@ class Pc:
         ports.own(self._clock, *self._clock.ranges)
         keyboard = I8042(self.ioapic.pulse_line, reset)
         ports.own(keyboard, *keyboard.ranges)
+        for start, size in (
+            (acpi.ECAM_BASE, acpi.ECAM_BYTES),
+            (acpi.IOAPIC_ADDRESS, acpi.IOAPIC_BYTES),
+            (acpi.PCI_WINDOW[0], acpi.PCI_WINDOW[1] - acpi.PCI_WINDOW[0]),
+        ):
+            memory.reserve(start, size, shown=start == acpi.ECAM_BASE)
+        self._bus = PciBus(mmio, acpi.PCI_WINDOW)
+        ports.own(self._bus, *self._bus.ranges)
+        mmio.own(acpi.ECAM_BASE, acpi.ECAM_BYTES, self._bus)
+        self._functions: list[VirtioPci] = []
+
+        def notify_by(address: int, fd: int, wanted: bool) -> None:
+            vm.ioeventfd(fd, address, 2, assign=wanted)
+
+        self._wiring = Wiring(memory, MemoryFault, lambda: _Message(gsis), notify_by)
 
     @property
     def timers(self) -> tuple[Timer, ...]:
@@ -40,6 +61,20 @@ class Pc:
         else:
             self._clock_timer.disarm()
 
+    def plug(self, device: Device) -> None:
+        """Put a virtio device into the next slot; before the domain starts.  PyvmmError where there is none."""
+        function = VirtioPci(device, self._wiring)
+        try:
+            self._bus.plug(function)
+        except NoSlot:
+            raise UsageError(f"a dom0 has room for {SLOTS - 1} disks and network cards") from None
+        self._functions.append(function)
+
+    def stop(self) -> None:
+        """Let the devices finish what they were given, and let their files and networks go."""
+        while self._functions:
+            self._functions.pop().close()
+
     def set_sci(self, high: bool) -> None:
         """The interrupt of the ACPI hardware."""
         self.ioapic.set_line(acpi.SCI, high)
@@ -47,6 +82,20 @@ class Pc:
     def close(self) -> None:
         """Its timer's descriptor goes; nobody watches it any more."""
         self._clock_timer.close()
+
+
+class _Message:
+    """A message of a PCI device's, by a number of its own."""
+
+    def __init__(self, gsis: Gsis) -> None:
+        self._gsis = gsis
+        self._gsi = gsis.allocate()
+
+    def route(self, message: tuple[int, int] | None) -> None:
+        self._gsis.route(self._gsi, None if message is None else MsiRoute(*message))
+
+    def send(self) -> None:
+        self._gsis.pulse(self._gsi)
 
 
 def power_management(

@@ -76,7 +76,7 @@ def _initramfs(config: DomainConfig, start: Start, *, is_linux: bool) -> bytes:
 
 def _modules(config: DomainConfig, start: Start) -> list[tuple[str, bytes]]:
     """The drivers that the guest needs for its devices, where its kernel has them as modules."""
-    names = ["virtio_blk" if config.initial else "xen_blkfront", "ext4"] if config.disks else []
+    names = ["virtio_blk" if config.initial else "xen_blkfront", "crc32c_generic", "ext4"] if config.disks else []
     names += ["virtio_net" if config.initial else "xen_netfront"] if config.nets else []
     if config.initial:
         names += ["xen_evtchn", "xen_gntdev", "xen_gntalloc", "xen_privcmd", "xenfs"]

@@ -53,6 +53,8 @@ class Actions:
         }
 
     def _ask(self, action: str) -> None:
+        if action == "poweroff" and self._domain().power.press_power_button():
+            return
         if not self._hypervisor.ask(self._domain(), action):
             raise PyvmmError(f"the guest's kernel does not listen for {action}; `pyvmm destroy` stops it at once")
 
@@ -110,7 +112,8 @@ class Actions:
     @property
     def _bus(self) -> Xenbus:
         bus = self._domain().bus
-        assert bus is not None
+        if bus is None:
+            raise UsageError("a dom0's disks and network cards are there from its start to its end")
         return bus
 
     def _find(self, kind: str, handle: int) -> Device | None:

@@ -23,13 +23,16 @@ VDISK_READONLY = 4
 
 def open_disk(disk: Disk, vcpus: int) -> "BlockBackend":
     """The back end of a disk that somebody asks for.  PyvmmError."""
+    return BlockBackend(disk, open_image(disk), vcpus)
+
+
+def open_image(disk: Disk) -> "RawImage | NbdImage":
+    """What a disk's data are in.  PyvmmError."""
     if disk.format in (None, "raw"):
-        raw = RawImage(disk.path, read_only=disk.read_only, direct=disk.direct, checked=disk.format is None)
-        return BlockBackend(disk, raw, vcpus)
+        return RawImage(disk.path, read_only=disk.read_only, direct=disk.direct, checked=disk.format is None)
     from vmm.devices.block.nbd_image import NbdImage
 
-    image = NbdImage(disk.path, disk.format, read_only=disk.read_only, direct=disk.direct)
-    return BlockBackend(disk, image, vcpus)
+    return NbdImage(disk.path, disk.format, read_only=disk.read_only, direct=disk.direct)
 
 
 class BlockBackend:

@@ -57,6 +57,7 @@ class RawImage:
                 raise PyvmmError(
                     f"--disk {self.path} looks like {found}: add `,format={found}`, or `,format=raw` if it is not"
                 )
+        self.discard_zeroes = not self.is_device
         self.size_bytes = os.lseek(fd, 0, os.SEEK_END) // SECTOR_BYTES * SECTOR_BYTES
         if not self.size_bytes:
             raise PyvmmError(f"--disk {self.path} holds less than a sector of {SECTOR_BYTES} bytes")

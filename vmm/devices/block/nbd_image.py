@@ -47,6 +47,7 @@ class NbdImage:
         self.size_bytes = size // SECTOR_BYTES * SECTOR_BYTES
         self.sector_bytes = self.physical_sector_bytes = SECTOR_BYTES
         self.discard_granularity = GRANULARITY_BYTES
+        self.discard_zeroes = False
 
     def _do(self, what: str, *arguments: object) -> Any:
         try:

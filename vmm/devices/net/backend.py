@@ -35,12 +35,17 @@ class Network(Protocol):
 
 def open_net(net: Net, handle: int, vcpus: int) -> "NetBackend":
     """The back end of a card that somebody asks for.  PyvmmError."""
+    queues = 1 if net.kind == "user" else min(net.queues or vcpus, MAX_QUEUES)
+    return NetBackend(net, handle, open_network(net, queues), queues)
+
+
+def open_network(net: Net, queues: int) -> Network:
+    """What a card is plugged into, for at most so many queues.  PyvmmError."""
     if net.kind == "user":
         from vmm.devices.net.passt import UserNetwork
 
-        return NetBackend(net, handle, UserNetwork(net), 1)
-    queues = min(net.queues or vcpus, MAX_QUEUES)
-    return NetBackend(net, handle, TapDevice(net, several=queues > 1), queues)
+        return UserNetwork(net)
+    return TapDevice(net, several=queues > 1)
 
 
 class NetBackend:

@@ -1,0 +1,1 @@
+"""A PCI bus for the initial domain: configuration space, BARs, MSI-X."""
