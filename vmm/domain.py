@@ -39,8 +39,9 @@ from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.evtchn import EventChannels
 from vmm.xenabi.evtchn_abi import TwoLevelLayout
 from vmm.xenabi.grants import TABLE_PAGES, GrantTable
-from vmm.xenabi.hypercalls import dispatch
+from vmm.xenabi.hypercalls import dispatch, load_privileged
 from vmm.xenabi.interfaces import Call, Domid, Gfn, Gpa, Identity, Port, VcpuId
+from vmm.xenabi.state import HypervisorState
 from vmm.xenabi.transport import PORT, Transport, patch_for
 from vmm.xenabi.vcpu_context import flat
 
@@ -68,18 +69,22 @@ class Domain:
     def __init__(
         self,
         system: System,
+        hypervisor: HypervisorState,
         domid: Domid,
         config: DomainConfig,
         transport: Transport,
         sink: Sink,
         serial: Sink | None = None,
     ) -> None:
+        self.hypervisor = hypervisor
         self.kind = named(config.features)
         self.domid = domid
         self.config = config
         self.transport = transport
         self.handle = bytes(16) if domid == 0 else _random_uuid()
         self.privileged = Feature.PRIVILEGED in config.features
+        if self.privileged:
+            load_privileged()
         self.initial = Feature.INITIAL_DOMAIN in config.features
         self.identity = _identity(config)
         self.hvm_params: dict[int, int] = {}
@@ -250,11 +255,14 @@ class Domain:
 
     def _end(self, outcome: Outcome) -> None:
         with self._lock:
-            if self.outcome is None:
+            first = self.outcome is None
+            if first:
                 self.outcome = outcome
         for vcpu in self.vcpus:
             vcpu.stop()
         self._ended.set()
+        if first:
+            self.hypervisor.ended(self)
 
     def type(self, data: bytes) -> None:
         """Type on the guest's console; returns when the guest has room for more.  From any thread but the domain's own."""
@@ -354,6 +362,15 @@ class Domain:
             vcpu.use_shared_info(Gpa(base))
         wall_clock = base + TwoLevelLayout(abi).wall_clock_offset
         self.vcpus[0].post(lambda: self.vcpus[0].kvm.set_msr(MSR_KVM_WALL_CLOCK_NEW, wall_clock))
+
+    @property
+    def ended_by(self) -> ShutdownReason | None:
+        """Why it runs no more; None while it does."""
+        return None if self.outcome is None else self.outcome.reason
+
+    def has_pci_device(self, segment: int, bus: int, devfn: int) -> bool:
+        """Whether a function is on its PCI bus."""
+        return self.pc is not None and segment == 0 and self.pc.has(bus, devfn)
 
     def why_no_hypercalls(self) -> str | None:
         """A sentence where the guest never made a hypercall though it could have been one of Xen's."""

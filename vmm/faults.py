@@ -12,6 +12,7 @@ import random
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
@@ -20,9 +21,9 @@ from vmm.errors import UsageError
 from vmm.trace.filters import check_name, is_named
 from vmm.trace.records import source_of
 from vmm.xenabi.evtchn import Channel, Watcher
-from vmm.xenabi.hypercalls import name_of
+from vmm.xenabi.hypercalls import name_of, unfold
 from vmm.xenabi.hypercalls.registry import entry_of
-from vmm.xenabi.interfaces import Call
+from vmm.xenabi.interfaces import Call, XenError
 
 LONGEST_DELAY_S = 60
 
@@ -124,6 +125,8 @@ class Injector:
 
     def _around(self, inner: Callable[[Call], int]) -> Callable[[Call], int]:
         def hypercall(call: Call) -> int:
+            with suppress(XenError):  # the hypercall itself will find that it cannot be read
+                unfold(call)
             chosen = self.due(name_of(call.number, call.args), (Fail, Delay, Corrupt))
             for fault, _ in chosen:
                 if isinstance(fault, Delay):

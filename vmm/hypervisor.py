@@ -14,8 +14,10 @@ from vmm.errors import HostError, PyvmmError
 from vmm.kvm import System, XenFlag
 from vmm.kvm.capabilities import msr_filter_available
 from vmm.pc import Pc
-from vmm.xenabi.constants import DOMID_FIRST_RESERVED
-from vmm.xenabi.interfaces import Domid
+from vmm.xenabi.console_ring import ConsoleRing
+from vmm.xenabi.constants import DOMID_FIRST_RESERVED, Virq
+from vmm.xenabi.interfaces import Domid, HostFacts, VcpuId
+from vmm.xenabi.state import DomainState
 from vmm.xenabi.transport import Transport
 
 MAX_QUEUES = 8
@@ -65,6 +67,7 @@ class Hypervisor:
         self.xenstore = Xenstore()
         self._lock = threading.Lock()
         self._domains: dict[Domid, Domain] = {}
+        self.log = ConsoleRing()
         self._next_domid = 1
 
     def create_domain(
@@ -75,7 +78,7 @@ class Hypervisor:
         kvm_xen = config.kvm_xen and (not config.observed or config.transport is Transport.KVM_XEN)
         plan = plan_hypercalls(self.system, image, config.transport, kvm_xen=kvm_xen)
         domid = self._new_domid(initial=config.initial)
-        domain = Domain(self.system, domid, config, plan.transport, sink, serial)
+        domain = Domain(self.system, self, domid, config, plan.transport, sink, serial)
         try:
             if not config.own_xenstore:
                 domain.connect_store(self.xenstore)
@@ -86,7 +89,36 @@ class Hypervisor:
             raise
         with self._lock:
             self._domains[domid] = domain
+        self.log.note("*** Building a PVH Dom0 ***" if config.initial else f"d{domid}: made by pyvmm ({config.name})")
         return domain
+
+    # --------------------------------------------------------------------- what hypercalls ask of it
+
+    def find(self, domid: int) -> Domain | None:
+        """The domain of that number."""
+        return self._domains.get(Domid(domid))
+
+    def domains(self) -> list[Domain]:
+        """All of them, by domid."""
+        with self._lock:
+            return [self._domains[domid] for domid in sorted(self._domains)]
+
+    def facts(self) -> HostFacts:
+        """What the host says of itself now."""
+        from vmm.host_facts import gather  # only a dom0's tools ask
+
+        vcpu = next((vcpu for domain in self.domains() for vcpu in domain.vcpus), None)
+        return gather(self.system.supported_cpuid(), 0 if vcpu is None else vcpu.kvm.tsc_khz())
+
+    def ended(self, domain: DomainState) -> None:
+        """A domain runs no more: dom0 is told, and the log."""
+        reason = domain.ended_by
+        self.log.note(f"Domain {domain.domid} shut down: {'' if reason is None else reason.name}")
+        initial = self.find(0)
+        if initial is not None and initial is not domain:
+            initial.events.send_virq(Virq.DOM_EXC, VcpuId(0))
+
+    # ------------------------------------------------------------------------------------- domains
 
     def _new_domid(self, *, initial: bool) -> Domid:
         with self._lock:

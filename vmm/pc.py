@@ -70,6 +70,10 @@ class Pc:
             raise UsageError(f"a dom0 has room for {SLOTS - 1} disks and network cards") from None
         self._functions.append(function)
 
+    def has(self, bus: int, devfn: int) -> bool:
+        """Whether a PCI function is there."""
+        return self._bus.has(bus, devfn)
+
     def stop(self) -> None:
         """Let the devices finish what they were given, and let their files and networks go."""
         while self._functions:

@@ -168,6 +168,16 @@ class Vcpu:
         """The host's number of its thread, once that has started."""
         return self._thread.native_id
 
+    def place(self) -> tuple[int, bool]:
+        """The host's CPU that its thread was last on, and whether it runs there now."""
+        thread = self._thread.native_id
+        try:
+            with open(f"/proc/self/task/{thread}/stat", "rb") as account:
+                fields = account.read().rpartition(b")")[2].split()  # the name before it may hold anything
+        except OSError:
+            return 0, False
+        return int(fields[36]), fields[0] == b"R"
+
     @property
     def vector(self) -> int:
         """Its own upcall vector, 0 where it has none."""

@@ -3,12 +3,25 @@
 import errno
 from collections import Counter
 
+from vmm.xenabi.console_ring import ConsoleRing
 from vmm.xenabi.constants import PAGE_BYTES, ShutdownReason
 from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.evtchn import EventChannels
 from vmm.xenabi.grants import TABLE_PAGES, GrantTable
 from vmm.xenabi.hypercalls import dispatch
-from vmm.xenabi.interfaces import Call, Domid, Gfn, Gpa, Identity, MemmapEntry, RunstateTimes, VcpuId, XenError
+from vmm.xenabi.interfaces import (
+    Call,
+    CpuPlace,
+    Domid,
+    Gfn,
+    Gpa,
+    HostFacts,
+    Identity,
+    MemmapEntry,
+    RunstateTimes,
+    VcpuId,
+    XenError,
+)
 from vmm.xenabi.interfaces import Vcpu as XenVcpu
 from vmm.xenabi.structs import RunstateInfo
 from vmm.xenabi.vcpu_context import VcpuContext
@@ -104,6 +117,9 @@ class Vcpu:
     def keep_runstate(self, address: int, abi: Abi, caller: "XenVcpu") -> None:
         self.write_virtual(address, RunstateInfo(**self.runstate()._asdict()).pack(abi))
 
+    def place(self) -> tuple[int, bool]:
+        return 1, False
+
     def set_upcall_vector(self, vector: int) -> None:
         self.vector = vector
 
@@ -171,13 +187,37 @@ class Memory:
             raise XenError(errno.EINVAL)
 
 
+class Hypervisor:
+    """Domains by domid, on a host of two CPUs."""
+
+    def __init__(self) -> None:
+        self.known: dict[int, Domain] = {}
+        self.log = ConsoleRing()
+
+    def find(self, domid: int) -> "Domain | None":
+        return self.known.get(domid)
+
+    def domains(self) -> "list[Domain]":
+        return [self.known[domid] for domid in sorted(self.known)]
+
+    def facts(self) -> HostFacts:
+        cpus = (CpuPlace(0, 0), CpuPlace(1, 0))
+        return HostFacts(cpus, 1, 2, 2600000, 1 << 20, 1 << 19, tuple(range(8)), (1000, 2000), b"AuthenticAMD", 23, 1, 2)
+
+    def ended(self, domain: object) -> None:
+        pass
+
+
 class Domain:
     """A domain for hypercalls, with two vCPUs."""
 
-    def __init__(self, vcpus: int = 2) -> None:
-        self.domid = Domid(1)
+    def __init__(self, vcpus: int = 2, *, privileged: bool = False, hypervisor: "Hypervisor | None" = None) -> None:
+        self.hypervisor = hypervisor or Hypervisor()
+        self.domid = Domid(0 if privileged else len(self.hypervisor.known) + 1)
+        self.hypervisor.known[self.domid] = self
+        self.ended_by: ShutdownReason | None = None
         self.handle = bytes(range(16))
-        self.privileged = False
+        self.privileged = privileged
         self.identity = Identity(4, 17, ".7", "cc", "me", "here", "today", "xen-3.0-x86_64 ", "")
         self.hvm_params: dict[int, int] = {}
         self.shutdown_reason: ShutdownReason | None = None
@@ -206,6 +246,9 @@ class Domain:
 
     def system_time_ns(self) -> int:
         return 10**9
+
+    def has_pci_device(self, segment: int, bus: int, devfn: int) -> bool:
+        return (segment, bus, devfn) == (0, 0, 0)
 
     def shutdown(self, reason: ShutdownReason) -> None:
         self.ended.append(reason)

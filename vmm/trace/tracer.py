@@ -69,9 +69,8 @@ class Tracer:
         inner, clock, epoch, emit, domid = domain.hypercall, time.monotonic_ns, self._epoch, self.emit, domain.domid
 
         def hypercall(call: Call) -> int:
-            number, args, vcpu = call.number, call.args, call.vcpu
+            number, vcpu = call.number, call.vcpu
             assert isinstance(vcpu, Vcpu)
-            name = name_of(number, args)
             call.operand = None
             result: int | None = None
             rip = vcpu.kvm.regs.rip
@@ -82,7 +81,21 @@ class Tracer:
             finally:
                 end = clock()
                 operand, call.operand = call.operand, None
-                emit(Hypercall(start - epoch, domid, vcpu.id, name, number, args, operand, result, end - start, rip))
+                args = call.args  # those of sysctl and its like are known once it has been read
+                emit(
+                    Hypercall(
+                        start - epoch,
+                        domid,
+                        vcpu.id,
+                        name_of(number, args),
+                        number,
+                        args,
+                        operand,
+                        result,
+                        end - start,
+                        rip,
+                    )
+                )
 
         return hypercall
 

@@ -31,7 +31,12 @@ ULONG = Annotated[int, "L"]  # unsigned long, xen_ulong_t, xen_pfn_t
 HANDLE = Annotated[int, "P"]  # XEN_GUEST_HANDLE: an address in the caller's own space
 BYTES6 = Annotated[bytes, "6s"]
 BYTES7 = Annotated[bytes, "7s"]
+BYTES12 = Annotated[bytes, "12s"]
+BYTES16 = Annotated[bytes, "16s"]
+BYTES32 = Annotated[bytes, "32s"]
 BYTES120 = Annotated[bytes, "120s"]
+BYTES128 = Annotated[bytes, "128s"]
+HANDLE_64 = ALIGNED_U64  # XEN_GUEST_HANDLE_64: the same in both ABIs
 
 _SIZES = {"b": 1, "B": 1, "h": 2, "H": 2, "i": 4, "I": 4, "Q": 8, "q": 8}
 _CODES = {"q": "Q"}

@@ -226,6 +226,11 @@ class EventChannels:
                 self._abi = TwoLevelAbi(*self._shared)
                 self._limit = min(self._limit, self._abi.ports)
 
+    def channels(self) -> list[Channel]:
+        """All of them, by port."""
+        with self._lock:
+            return [self._channels[port] for port in sorted(self._channels)]
+
     def status(self, port: int) -> Channel | None:
         """A port's binding, None where it is closed; XenError(EINVAL) beyond the ABI's range."""
         if not 0 < port < self._limit:

@@ -81,6 +81,11 @@ class GrantTable:
             self._pages.write(index * new.size, new.pack(*fields))
         self.version = version
 
+    def in_use(self) -> list[GrantRef]:
+        """The references that somebody makes use of."""
+        with self._lock:
+            return sorted(self._users)
+
     # ------------------------------------------------------------------------- access by other domains
 
     def acquire(self, ref: GrantRef, by: Domid, *, write: bool) -> Gfn:

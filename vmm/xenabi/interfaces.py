@@ -106,6 +106,10 @@ class Vcpu(Protocol):
         """Where bytes at a guest-virtual address are, if all in one place; XenError(EFAULT)."""
         ...
 
+    def place(self) -> tuple[int, bool]:
+        """The host's CPU that it was last on, and whether it is on one now."""
+        ...
+
     def set_upcall_vector(self, vector: int) -> None: ...
     def set_info(self, gpa: Gpa) -> None: ...
     def set_timer(self, deadline_ns: int | None) -> None:
@@ -202,10 +206,36 @@ class Identity(NamedTuple):
     changeset: str
 
 
+class CpuPlace(NamedTuple):
+    """Where one of the host's CPUs is."""
+
+    core: int
+    socket: int
+
+
+class HostFacts(NamedTuple):
+    """What there is to tell of the machine that all domains share."""
+
+    cpus: tuple[CpuPlace, ...]
+    threads_per_core: int
+    cores_per_socket: int
+    cpu_khz: int
+    total_pages: int
+    free_pages: int
+    capabilities: tuple[int, ...]
+    """The CPU's feature words, in the order of Xen's feature sets."""
+    idle_ns: tuple[int, ...]
+    """How long each CPU has had nothing to do."""
+    vendor: bytes
+    family: int
+    model: int
+    stepping: int
+
+
 class Call:
     """One hypercall in hand: who calls, in which ABI, with which arguments.  A vCPU reuses its own."""
 
-    __slots__ = ("abi", "args", "domain", "number", "operand", "vcpu")
+    __slots__ = ("abi", "args", "domain", "header", "number", "operand", "vcpu")
 
     def __init__(self, domain: "object", vcpu: Vcpu) -> None:
         # The domain's type is vmm.xenabi.state.DomainState; naming it here would be a cycle.
@@ -216,6 +246,8 @@ class Call:
         self.args: tuple[int, ...] = ()
         self.operand: Struct | None = None
         """The structure behind its pointer, once read; for whoever looks on."""
+        self.header: Struct | None = None
+        """What stands before it where the command is in memory, too."""
 
 
 class Restart(Exception):

@@ -4,28 +4,72 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from vmm.xenabi.console_ring import ConsoleRing
 from vmm.xenabi.constants import ShutdownReason
 from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.evtchn import EventChannels
 from vmm.xenabi.grants import GrantTable
-from vmm.xenabi.interfaces import Call, Domid, Gfn, GuestMemory, Identity, Vcpu
+from vmm.xenabi.interfaces import Call, Domid, Gfn, GuestMemory, HostFacts, Identity, Vcpu
+
+
+class HypervisorState(Protocol):
+    """All domains together, and the machine that they share; `vmm.hypervisor.Hypervisor` is one."""
+
+    log: ConsoleRing
+
+    def find(self, domid: int) -> "DomainState | None":
+        """The domain of that number."""
+        ...
+
+    def domains(self) -> "Sequence[DomainState]":
+        """All of them, by domid."""
+        ...
+
+    def facts(self) -> HostFacts:
+        """What the host says of itself now."""
+        ...
+
+    def ended(self, domain: "DomainState") -> None:
+        """A domain runs no more: tell whoever wants to know."""
+        ...
 
 
 class DomainState(Protocol):
     """A domain, as hypercalls see it; `vmm.domain.Domain` is one."""
 
-    domid: Domid
-    handle: bytes
-    identity: Identity
-    privileged: bool
-    memory: GuestMemory
-    events: EventChannels
-    grants: GrantTable
-    hvm_params: dict[int, int]
+    @property
+    def hypervisor(self) -> HypervisorState: ...
+
+    @property
+    def domid(self) -> Domid: ...
+    @property
+    def handle(self) -> bytes: ...
+    @property
+    def identity(self) -> Identity: ...
+    @property
+    def privileged(self) -> bool: ...
+    @property
+    def memory(self) -> GuestMemory: ...
+    @property
+    def events(self) -> EventChannels: ...
+    @property
+    def grants(self) -> GrantTable: ...
+    @property
+    def hvm_params(self) -> dict[int, int]: ...
+
     shutdown_reason: ShutdownReason | None
-    unknown_hypercalls: Counter[str]
-    console_write: Callable[[bytes], None]
-    console_read: Callable[[int], bytes]
+
+    @property
+    def ended_by(self) -> ShutdownReason | None:
+        """Why the domain runs no more; None while it does."""
+        ...
+
+    @property
+    def unknown_hypercalls(self) -> Counter[str]: ...
+    @property
+    def console_write(self) -> Callable[[bytes], None]: ...
+    @property
+    def console_read(self) -> Callable[[int], bytes]: ...
 
     @property
     def vcpus(self) -> Sequence[Vcpu]: ...
@@ -37,6 +81,10 @@ class DomainState(Protocol):
     @property
     def hypercall(self) -> Callable[[Call], int]:
         """Carries out one hypercall: what goes to RAX, as a signed number."""
+        ...
+
+    def has_pci_device(self, segment: int, bus: int, devfn: int) -> bool:
+        """Whether a function is on its PCI bus."""
         ...
 
     def shutdown(self, reason: ShutdownReason) -> None:

@@ -51,6 +51,11 @@ class PciBus:
             self._place(slot, function)
             return slot
 
+    def has(self, bus: int, devfn: int) -> bool:
+        """Whether a function is there."""
+        with self._lock:
+            return bus == 0 and not devfn & 7 and devfn >> 3 in self._functions
+
     def _place(self, slot: int, function: Function) -> None:
         before, after = self._placed[slot], function.places()
         if before == after:

@@ -29,7 +29,6 @@ class Entry(NamedTuple):
     handler: Handler
     arg: type[Struct] | None = None
     out: bool = False
-    privileged: bool = False
     at: int = 1
     names: tuple[str, ...] = ()
 
@@ -43,12 +42,32 @@ class Suboperations:
         self.entries: dict[int, Entry] = {}
 
 
+class Controls(Suboperations):
+    """A hypercall whose one argument points to a structure with the command, a version, and what the command takes.
+
+    Its entries see `call.args` as (command, where its own structure is, the domid that the header names).
+    """
+
+    def __init__(self, header: type[Struct], version: int, absent: tuple[int, ...] = ()) -> None:
+        super().__init__(0xFFFF_FFFF, errno.ENOSYS)
+        self.header = header
+        self.version = version
+        self.absent = frozenset(absent)
+        """Commands that Xen has and pyvmm has not: these are answered -EOPNOTSUPP."""
+
+
+class Unfolded(tuple[int, ...]):
+    """The arguments of such a call, once its header has been read."""
+
+
 TABLE: dict[int, Entry | Suboperations] = {}
 
 # memory_op keeps a progress count above its six command bits.
 _MASKS = {Hypercall.memory_op: 0x3F}
 # What Xen answers to a sub-operation that it does not know.
 _UNKNOWN = {Hypercall.hvm_op: errno.EOPNOTSUPP}
+PRIVILEGED = frozenset({Hypercall.sysctl, Hypercall.domctl, Hypercall.platform_op, Hypercall.physdev_op})
+"""What no other than the privileged domain may ask, whether it exists or not."""
 
 
 def hypercall(number: Hypercall, *names: str) -> Callable[[Handler], Handler]:
@@ -69,15 +88,16 @@ def suboperation(
     arg: type[Struct] | None = None,
     at: int = 1,
     out: bool = False,
-    privileged: bool = False,
     names: tuple[str, ...] = (),
 ) -> Callable[[Handler], Handler]:
     """Register a sub-operation; its handler takes the call, and the structure behind argument `at` if `arg` names one."""
 
     def register(handler: Handler) -> Handler:
-        group = TABLE.setdefault(number, Suboperations(_MASKS.get(number, 0xFFFF_FFFF), _UNKNOWN.get(number, errno.ENOSYS)))
+        group = TABLE.get(number)
+        if group is None:
+            group = TABLE[number] = Suboperations(_MASKS.get(number, 0xFFFF_FFFF), _UNKNOWN.get(number, errno.ENOSYS))
         assert isinstance(group, Suboperations)
-        group.entries[sub] = Entry(f"{number.name}.{name}", handler, arg, out, privileged, at, names)
+        group.entries[sub] = Entry(f"{number.name}.{name}", handler, arg, out, at, names)
         return handler
 
     return register
@@ -105,19 +125,21 @@ def name_of(number: int, args: tuple[int, ...]) -> str:
 
 
 def _invoke(call: Call) -> int:
+    if call.number in PRIVILEGED and not domain_of(call).privileged:
+        raise XenError(errno.EPERM)
     found = TABLE.get(call.number)
     if type(found) is Suboperations:
         entry = found.entries.get(call.args[0] & found.mask)
         if entry is None:
             domain_of(call).unknown_hypercalls[name_of(call.number, call.args)] += 1
             raise XenError(found.unknown)
+    elif type(found) is Controls:
+        return _control(call, found)
     elif found is None:
         domain_of(call).unknown_hypercalls[name_of(call.number, call.args)] += 1
         raise XenError(errno.ENOSYS)
     else:
         entry = cast(Entry, found)
-    if entry.privileged and not domain_of(call).privileged:
-        raise XenError(errno.EPERM)
     if entry.arg is None:
         return entry.handler(call) or 0
     address = call.args[entry.at]
@@ -126,6 +148,40 @@ def _invoke(call: Call) -> int:
     result = entry.handler(call, operand) or 0
     if entry.out:
         call.vcpu.write_virtual(address, operand.pack(call.abi))
+    return result
+
+
+def unfold(call: Call) -> None:
+    """Read the header of a call that has its command in memory, so that the call can be named.
+
+    XenError(EFAULT).  Reads nothing a second time, and nothing for a domain that may not make such calls.
+    """
+    group = TABLE.get(call.number)
+    if type(group) is not Controls or isinstance(call.args, Unfolded) or not domain_of(call).privileged:
+        return
+    pointer = call.args[0]
+    header: Any = group.header.unpack(call.vcpu.read_virtual(pointer, group.header.sizeof(call.abi)), call.abi)
+    inside = group.header.offsetof("u", call.abi)
+    call.args = Unfolded((header.cmd, pointer + inside, getattr(header, "domain", 0), 0, 0, 0))
+    call.header = header
+
+
+def _control(call: Call, group: Controls) -> int:
+    unfold(call)
+    header: Any = call.header
+    if header.interface_version != group.version:
+        raise XenError(errno.EACCES)
+    entry = group.entries.get(header.cmd)
+    if entry is None:
+        domain_of(call).unknown_hypercalls[name_of(call.number, call.args)] += 1
+        raise XenError(errno.EOPNOTSUPP if header.cmd in group.absent else group.unknown)
+    if entry.arg is None:
+        return entry.handler(call) or 0
+    operand: Any = entry.arg.unpack(header.u[: entry.arg.sizeof(call.abi)], call.abi)
+    call.operand = operand
+    result = entry.handler(call, operand) or 0
+    if entry.out:
+        call.vcpu.write_virtual(call.args[1], operand.pack(call.abi))
     return result
 
 
