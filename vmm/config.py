@@ -49,6 +49,8 @@ class DomainConfig(NamedTuple):
     observed: bool = False
     """Whether somebody looks at every hypercall and event: then neither KVM nor the C loop carries any out unseen."""
     features: Feature = COMBINATIONS["pvh-domU"]
+    shareable: bool = False
+    """Whether other domains may map its memory: it then lives in files, without huge pages on many hosts."""
     own_xenstore: bool = False
     """Whether the initial domain runs xenstored itself, as on Xen; else pyvmm serves its xenstore, too."""
 

@@ -38,6 +38,7 @@ from vmm.xenabi.constants import CALLBACK_TYPE_VECTOR, E820, HYPERCALL_MSR, PAGE
 from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.evtchn import EventChannels
 from vmm.xenabi.evtchn_abi import TwoLevelLayout
+from vmm.xenabi.grant_maps import GrantMaps
 from vmm.xenabi.grants import TABLE_PAGES, GrantTable
 from vmm.xenabi.hypercalls import dispatch, load_privileged
 from vmm.xenabi.interfaces import Call, Domid, Gfn, Gpa, Identity, Port, VcpuId
@@ -118,8 +119,9 @@ class Domain:
             EventLoop(f"{config.name}-timers"),
             EventLoop(f"{config.name}-console"),
         )
+        self._built = False
         self.vm = system.create_vm()
-        self.memory = GuestMemory(self.vm, XEN_PAGES)
+        self.memory = GuestMemory(self.vm, XEN_PAGES, shareable=config.shareable)
         try:
             self._build(system, sink, serial)
         except BaseException:
@@ -165,6 +167,7 @@ class Domain:
                 vcpu.kvm.xen_set_vcpu_id(index)
             for timer in (vcpu.time.singleshot, vcpu.time.periodic, vcpu.callback_check):
                 self._timers.watch(timer.fd, timer.on_readable)
+        self.grant_maps = GrantMaps()
         self.grants = GrantTable(FIRST_GRANT_PAGE, self.memory.xen_page(FIRST_GRANT_PAGE, TABLE_PAGES))
         if has_pc:
             self._build_pc()
@@ -182,6 +185,8 @@ class Domain:
             self._connect_hypervisor_console(sink)
         else:
             self._connect_console(sink)
+
+        self._built = True
 
     def _build_pc(self) -> None:
         self.pc = Pc(self.vm, self.gsis, self.memory, self.ports, self.mmio, self._reset)
@@ -312,8 +317,12 @@ class Domain:
             loop.stop()
 
     def close(self) -> None:
-        """Stop, and release all that the domain holds."""
+        """Stop, and release all that the domain holds, of itself and of others."""
         self.stop()
+        self.events.close_all()
+        if self._built:
+            self.grant_maps.end_all(self.memory)
+            self.grants.close()
         for vcpu in self.vcpus:
             vcpu.close()
         self.vcpus = []

@@ -25,6 +25,10 @@ ADDRESS_LIMIT = 1 << 40
 LAPIC_START = 0xFEE0_0000
 
 
+_SHARING = threading.RLock()
+"""Guards who shows whose pages, in all domains; taken before a domain's own lock."""
+
+
 class MemoryFault(PyvmmError):
     """No guest memory at an address."""
 
@@ -75,9 +79,12 @@ class SharedBytes:
 
 
 class GuestMemory:
-    """One domain's guest-physical address space, shown to KVM as memory slots."""
+    """One domain's guest-physical address space, shown to KVM as memory slots.
 
-    def __init__(self, vm: Vm, xen_pages: int) -> None:
+    `shareable`: other domains may map its pages, which then live in files.
+    """
+
+    def __init__(self, vm: Vm, xen_pages: int, *, shareable: bool = False) -> None:
         self._vm = vm
         self._lock = threading.Lock()
         self._regions: list[Region] = []
@@ -93,6 +100,11 @@ class GuestMemory:
         self._xen_file = PageFile("pyvmm-xen-pages", xen_pages)
         self.xen_pages = HostMemory(xen_pages * PAGE_BYTES, file=self._xen_file)
         self._placed: dict[int, Gfn] = {}
+        self._shareable = shareable
+        self._foreign: dict[Gfn, tuple[GuestMemory, Gfn]] = {}
+        """What other domains' pages are shown here, under `_SHARING`."""
+        self._lent: dict[Gfn, set[tuple[GuestMemory, Gfn]]] = {}
+        """Where pages of this domain are shown, likewise."""
 
     # ------------------------------------------------------------------------------------ building
 
@@ -103,14 +115,18 @@ class GuestMemory:
         self._starts = [known.start for known in self._regions]
         return region
 
+    def _memory(self, size_bytes: int, *, huge_pages: bool = False) -> HostMemory:
+        file = PageFile("pyvmm-guest", size_bytes // PAGE_BYTES) if self._shareable else None
+        return HostMemory(size_bytes, huge_pages=huge_pages, file=file)
+
     def add_ram(self, size_bytes: int, low_end: int = LOW_RAM_END) -> None:
         """RAM from 0 up, split around the hole from `low_end` to 4 GiB.  PyvmmError where the host cannot reserve it."""
         self._low_end = low_end
         low = min(size_bytes, low_end)
         try:
-            self._add(0, HostMemory(low, huge_pages=True))
+            self._add(0, self._memory(low, huge_pages=True))
             if size_bytes > low:
-                self._add(HIGH_RAM_START, HostMemory(size_bytes - low, huge_pages=True))
+                self._add(HIGH_RAM_START, self._memory(size_bytes - low, huge_pages=True))
         except KvmError as error:
             raise PyvmmError(f"this host cannot reserve {size_bytes >> 20} MiB for the guest: {error}") from None
         self._ram_bytes = size_bytes
@@ -127,7 +143,7 @@ class GuestMemory:
 
     def add_special(self, gpa: int, size_bytes: int, kind: E820, used_bytes: int | None = None) -> None:
         """Memory that is not RAM to the guest (tables, special pages); the map shows `used_bytes` of it."""
-        self._add(gpa, HostMemory(-(-size_bytes // PAGE_BYTES) * PAGE_BYTES))
+        self._add(gpa, self._memory(-(-size_bytes // PAGE_BYTES) * PAGE_BYTES))
         self._map.append(MemmapEntry(Gpa(gpa), used_bytes or size_bytes, kind))
 
     def reserve(self, start: int, size_bytes: int, *, shown: bool = True) -> None:
@@ -138,10 +154,12 @@ class GuestMemory:
 
     def release(self, gfn: Gfn) -> bool:
         """The guest gives a page of its RAM back to the host; False where it has none there."""
-        with self._lock:
+        with _SHARING, self._lock:
             region = self.find(gfn * PAGE_BYTES)
             if region is None:
                 return False
+            self._revoke(gfn)
+            self._forget_foreign(gfn)
             if region.absent is None:
                 region.absent = bytearray((region.end - region.start) // PAGE_BYTES)
             index = gfn - region.start // PAGE_BYTES
@@ -257,8 +275,10 @@ class GuestMemory:
 
         XenError(EINVAL) outside the address space, XenError(ENOSPC) after too many windows.
         """
-        with self._lock:
+        with _SHARING, self._lock:
             region = self._populated(gfn)
+            self._revoke(gfn)
+            self._forget_foreign(gfn)
             before = self._placed.pop(page, None)
             if before is not None and before != gfn:
                 self._blank(before)
@@ -272,11 +292,74 @@ class GuestMemory:
 
     def remove_page(self, gfn: Gfn) -> None:
         """Give the page at `gfn` back to the host; XenError(EINVAL) where there is none."""
-        with self._lock:
+        with _SHARING, self._lock:
             if self.find(gfn * PAGE_BYTES) is None:
                 raise XenError(errno.EINVAL)
+            self._revoke(gfn)
+            self._forget_foreign(gfn)
             self._placed = {page: at for page, at in self._placed.items() if at != gfn}
             self._blank(gfn)
+
+    # ----------------------------------------------------------------------- pages of other domains
+
+    def map_foreign(self, gfn: Gfn, source: "GuestMemory", source_gfn: Gfn, *, writable: bool = True) -> None:
+        """Show a page of another domain's RAM at `gfn`, until one of the two removes it or ends.
+
+        XenError(EINVAL) where one of the places cannot be, XenError(ENOMEM) where the host has too many mappings.
+        """
+        with _SHARING:
+            file, page = source._own_page(source_gfn)
+            with self._lock:
+                region = self._populated(gfn)
+                self._revoke(gfn)
+                self._forget_foreign(gfn)
+                self._placed = {known: at for known, at in self._placed.items() if at != gfn}
+                try:
+                    region.host.show(gfn * PAGE_BYTES - region.start, file, page, writable=writable)
+                except KvmError:
+                    raise XenError(errno.ENOMEM) from None
+                self._foreign[gfn] = source, source_gfn
+                source._lent.setdefault(source_gfn, set()).add((self, gfn))
+                self._maximum_gfn = max(self._maximum_gfn, gfn)
+
+    def unmap_foreign(self, gfn: Gfn) -> bool:
+        """End what `map_foreign` has begun; False where it has ended before."""
+        with _SHARING, self._lock:
+            if gfn not in self._foreign:
+                return False
+            self._forget_foreign(gfn)
+            self._blank(gfn)
+            return True
+
+    def _own_page(self, gfn: Gfn) -> tuple[PageFile, int]:
+        """The file that holds a page of this domain's RAM, and where; XenError(EINVAL)."""
+        region = self.find(gfn * PAGE_BYTES)
+        if region is None or region.host.file is None or gfn in self._foreign or gfn in self._placed.values():
+            raise XenError(errno.EINVAL)
+        index = gfn - region.start // PAGE_BYTES
+        if region.absent is not None and region.absent[index]:
+            raise XenError(errno.EINVAL)
+        return region.host.file, index
+
+    def _forget_foreign(self, gfn: Gfn) -> None:
+        found = self._foreign.pop(gfn, None)
+        if found is not None:
+            source, source_gfn = found
+            places = source._lent.get(source_gfn, set())
+            places.discard((self, gfn))
+            if not places:
+                source._lent.pop(source_gfn, None)
+
+    def _revoke(self, gfn: Gfn) -> None:
+        """A page goes: nobody else keeps it."""
+        for other, at in self._lent.pop(gfn, ()):
+            other._foreign.pop(at, None)
+            other._blank(at)
+
+    @property
+    def shown_foreign(self) -> int:
+        """How many pages of other domains are shown here."""
+        return len(self._foreign)
 
     def _blank(self, gfn: Gfn) -> None:
         region = self.find(gfn * PAGE_BYTES)
@@ -300,12 +383,19 @@ class GuestMemory:
                 start = max(start, last)
             if first > gpa:
                 end = min(end, first)
-        return self._add(start, HostMemory(end - start))
+        return self._add(start, self._memory(end - start))
 
     def close(self) -> None:
         """Release everything; the domain's vCPUs have ended and its slots go with its machine."""
+        with _SHARING:
+            for gfn in list(self._lent):
+                self._revoke(gfn)
+            for gfn in list(self._foreign):
+                self._forget_foreign(gfn)
         for region in self._regions:
             region.host.close()
+            if region.host.file is not None:
+                region.host.file.close()
         self._regions, self._starts = [], []
         self.xen_pages.close()
         self._xen_file.close()

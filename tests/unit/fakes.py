@@ -7,6 +7,7 @@ from vmm.xenabi.console_ring import ConsoleRing
 from vmm.xenabi.constants import PAGE_BYTES, ShutdownReason
 from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.evtchn import EventChannels
+from vmm.xenabi.grant_maps import GrantMaps
 from vmm.xenabi.grants import TABLE_PAGES, GrantTable
 from vmm.xenabi.hypercalls import dispatch
 from vmm.xenabi.interfaces import (
@@ -150,6 +151,8 @@ class Memory:
 
     def __init__(self) -> None:
         self.placed: dict[int, int] = {}
+        self.bytes: dict[Gfn, bytearray] = {}
+        self.foreign: dict[Gfn, tuple[Memory, Gfn, bool]] = {}
         self.populated = False
         self.present = {Gfn(gfn) for gfn in range(0x1000, 0x3000)}
 
@@ -181,6 +184,19 @@ class Memory:
             return False
         self.present.add(gfn)
         return True
+
+    def page(self, gfn: Gfn) -> memoryview:
+        if gfn not in self.present:
+            raise XenError(errno.EINVAL)
+        return memoryview(self.bytes.setdefault(gfn, bytearray(PAGE_BYTES)))
+
+    def map_foreign(self, gfn: Gfn, source: "Memory", source_gfn: Gfn, *, writable: bool = True) -> None:
+        if gfn > 1 << 28 or source_gfn not in source.present:
+            raise XenError(errno.EINVAL)
+        self.foreign[gfn] = source, source_gfn, writable
+
+    def unmap_foreign(self, gfn: Gfn) -> bool:
+        return self.foreign.pop(gfn, None) is not None
 
     def remove_page(self, gfn: Gfn) -> None:
         if gfn > 1 << 28:
@@ -229,6 +245,7 @@ class Domain:
         self.events.attach(self.shared_info, Abi.X86_64)
         self.grant_pages = Bytes(TABLE_PAGES * PAGE_BYTES)
         self.grants = GrantTable(1, self.grant_pages)
+        self.grant_maps = GrantMaps()
         self.assists: set[int] = set()
         self.callback = 0
         self.printed = b""

@@ -1,8 +1,9 @@
 """Host memory that a guest may be given: mappings whose address KVM can be told, and atomic access to them.
 
-Pages that appear in two places (Xen's own pages, later other domains') live in a `PageFile`, a memfd; mapping one over
-part of a `HostMemory` replaces what the guest sees there while KVM's memory slot stays.  Where nothing is mapped over it
-a `HostMemory` is anonymous and zero until touched: no access of the VMM's can fault, whatever a guest removes meanwhile.
+Pages that appear in two places (Xen's own pages, other domains') live in a `PageFile`, a memfd; mapping one over part of
+a `HostMemory` replaces what the guest sees there while KVM's memory slot stays.  Where nothing is mapped over it a
+`HostMemory` is its own file, or anonymous, and zero until touched: no access of the VMM's can fault, whatever a guest
+removes meanwhile.
 """
 
 import os
@@ -45,31 +46,44 @@ class HostMemory:
     """
 
     def __init__(self, size_bytes: int, *, huge_pages: bool = False, file: "PageFile | None" = None) -> None:
-        if file is None and huge_pages:
-            self.address = _map_aligned(size_bytes)
-        elif file is None:
-            self.address = _map(0, size_bytes, _ANONYMOUS, -1, 0)
-        else:
-            self.address = _map(0, size_bytes, lib.MAP_SHARED, file.fd, 0)
+        self.file = file
+        self.address = _map_aligned(size_bytes) if huge_pages else _map(0, size_bytes, _ANONYMOUS, -1, 0)
+        if file is not None:
+            _map(self.address, size_bytes, lib.MAP_SHARED | lib.MAP_FIXED, file.fd, 0)
         self.size_bytes = size_bytes
         pointer = ffi.cast("char *", self.address)
         if huge_pages:
             lib.madvise(pointer, size_bytes, lib.MADV_HUGEPAGE)  # advice: a kernel without THP refuses it
         self.view = memoryview(ffi.buffer(pointer, size_bytes)).cast("B")
 
-    def show(self, offset_bytes: int, file: "PageFile", page: int) -> None:
-        """Put a page of `file` where the page at `offset_bytes` was; what was there is given back to the host."""
-        flags = lib.MAP_SHARED | lib.MAP_FIXED
+    def show(self, offset_bytes: int, file: "PageFile", page: int, *, writable: bool = True) -> None:
+        """Put a page of `file` where the page at `offset_bytes` was; what was there is given back to the host.
+
+        Where it is not to be written, a write makes a copy, for this place alone: it must not fault.
+        """
+        self._give_back(offset_bytes, PAGE_BYTES)
+        flags = (lib.MAP_SHARED if writable else lib.MAP_PRIVATE) | lib.MAP_FIXED
         _map(self.address + offset_bytes, PAGE_BYTES, flags, file.fd, page * PAGE_BYTES)
 
     def blank(self, offset_bytes: int, size_bytes: int) -> None:
-        """Put fresh zero pages there; what was there is given back to the host."""
-        _map(self.address + offset_bytes, size_bytes, _ANONYMOUS | lib.MAP_FIXED, -1, 0)
+        """Put zero pages of its own there; what was there is given back to the host."""
+        if self.file is None:
+            _map(self.address + offset_bytes, size_bytes, _ANONYMOUS | lib.MAP_FIXED, -1, 0)
+        else:
+            flags = lib.MAP_SHARED | lib.MAP_FIXED
+            _map(self.address + offset_bytes, size_bytes, flags, self.file.fd, offset_bytes)
+            self.discard(offset_bytes, size_bytes)
 
     def discard(self, offset_bytes: int, size_bytes: int) -> None:
-        """Give anonymous pages back to the host; they read as zeros until written again."""
-        if lib.madvise(ffi.cast("char *", self.address + offset_bytes), size_bytes, lib.MADV_DONTNEED) < 0:
+        """Give its own pages back to the host; they read as zeros until written again."""
+        advice = lib.MADV_DONTNEED if self.file is None else lib.MADV_REMOVE
+        if lib.madvise(ffi.cast("char *", self.address + offset_bytes), size_bytes, advice) < 0:
             fail("madvise")
+
+    def _give_back(self, offset_bytes: int, size_bytes: int) -> None:
+        # The file's own page stays in the file when another is mapped over it, so it has to go first.
+        if self.file is not None:
+            self.blank(offset_bytes, size_bytes)
 
     def fetch_or_64(self, offset_bytes: int, bits: int) -> int:
         """Set bits of an aligned 64-bit word in one locked instruction; the word before."""

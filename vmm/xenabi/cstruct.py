@@ -29,6 +29,8 @@ U64 = Annotated[int, "Q"]  # aligned to 4 in a 32-bit structure
 ALIGNED_U64 = Annotated[int, "q"]  # uint64_aligned_t: aligned to 8 in both
 ULONG = Annotated[int, "L"]  # unsigned long, xen_ulong_t, xen_pfn_t
 HANDLE = Annotated[int, "P"]  # XEN_GUEST_HANDLE: an address in the caller's own space
+END_OF_INNER = Annotated[bytes, "0s"]
+"""No field: where a structure within the structure ends, which `unsigned long` aligns."""
 BYTES6 = Annotated[bytes, "6s"]
 BYTES7 = Annotated[bytes, "7s"]
 BYTES12 = Annotated[bytes, "12s"]
@@ -50,7 +52,9 @@ class _Layout:
         self.offsets: dict[str, int] = {}
         self.sizes: dict[str, int] = {}
         for name, code in fields.items():
-            if code.endswith("s"):
+            if code == "0s":
+                size, align = 0, int(abi)
+            elif code.endswith("s"):
                 size, align = int(code[:-1]), 1
             elif code in "LP":
                 size = align = int(abi)

@@ -7,6 +7,7 @@ are locked one after the other, never together.  Source: xen/include/public/even
 import errno
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Protocol
 
 from vmm.xenabi.constants import NR_VIRQS, PER_VCPU_VIRQS, EvtchnStatusKind, Virq
@@ -22,7 +23,8 @@ class Channel:
     """One port: what it is bound to, and the vCPU that its events go to."""
 
     __slots__ = (
-        "kind", "notify_remote", "pending_early", "port", "priority", "remote_domid", "remote_port", "vcpu", "virq",
+        "end_remote", "kind", "notify_remote", "pending_early", "port", "priority", "remote_domid", "remote_port", "vcpu",
+        "virq",
     )  # fmt: skip
 
     def __init__(self, port: Port, kind: EvtchnStatusKind) -> None:
@@ -35,6 +37,8 @@ class Channel:
         self.remote_domid = Domid(0)
         self.remote_port = Port(0)
         self.notify_remote: Notify | None = None
+        self.end_remote: Notify | None = None
+        """What the far end, in another domain, is to be told when this one closes."""
 
 
 class Watcher(Protocol):
@@ -117,7 +121,15 @@ class EventChannels:
             channel.remote_domid = remote
             return channel.port
 
-    def connect(self, port: Port, remote: Domid, remote_port: Port, notify: Notify, fd: int | None = None) -> None:
+    def connect(
+        self,
+        port: Port,
+        remote: Domid,
+        remote_port: Port,
+        notify: Notify,
+        fd: int | None = None,
+        end_remote: Notify | None = None,
+    ) -> None:
         """The far end binds to an unbound port; `notify` is called, in any thread, when this end sends.
 
         An eventfd may say the same, so that nobody has to call.
@@ -127,7 +139,7 @@ class EventChannels:
             if channel.kind is not EvtchnStatusKind.unbound or channel.remote_domid != remote:
                 raise XenError(errno.EINVAL)
             channel.kind = EvtchnStatusKind.interdomain
-            channel.remote_port, channel.notify_remote = remote_port, notify
+            channel.remote_port, channel.notify_remote, channel.end_remote = remote_port, notify, end_remote
             if fd is not None:
                 self._kernel.bind_eventfd(port, fd)
 
@@ -137,7 +149,31 @@ class EventChannels:
             channel = self._channels.get(port)
             if channel is not None and channel.notify_remote == notify:
                 self._kernel.forget(port)
-                channel.kind, channel.notify_remote, channel.remote_port = EvtchnStatusKind.unbound, None, Port(0)
+                _unbind(channel)
+
+    def bind_remote(self, own: Domid, remote: "EventChannels", remote_domid: Domid, remote_port: int) -> Port:
+        """A port whose far end is another domain's, which that has left unbound for this one.  XenError(EINVAL)."""
+        with self._lock:
+            near = self._new(EvtchnStatusKind.interdomain)
+            near.remote_domid, near.remote_port = remote_domid, Port(remote_port)
+
+        def to_far() -> None:
+            remote.deliver(Port(remote_port))
+
+        def to_near() -> None:
+            self.deliver(near.port)
+
+        near.notify_remote, near.end_remote = to_far, lambda: remote.disconnect(Port(remote_port), to_near)
+        try:
+            remote.connect(
+                Port(remote_port), own, near.port, to_near, end_remote=lambda: self.disconnect(near.port, to_far)
+            )
+        except XenError:
+            near.end_remote = None
+            self.close(near.port)
+            raise
+        self.deliver(near.port)  # Xen: an event may have been sent before the binding
+        return near.port
 
     def bind_loopback(self, own: Domid, remote_port: int) -> Port:
         """A port whose far end is another of this domain's own, unbound so far."""
@@ -201,6 +237,7 @@ class EventChannels:
         """Free a port; its pending bit goes too."""
         with self._lock:
             channel = self._get(port)
+            end_remote = channel.end_remote
             del self._channels[channel.port]
             if channel.kind is EvtchnStatusKind.interdomain:
                 self._unbind_far_end(channel)
@@ -211,20 +248,27 @@ class EventChannels:
                 del self._virqs[channel.vcpu if channel.virq in PER_VCPU_VIRQS else VcpuId(0), channel.virq]
             if self._abi is not None:
                 self._abi.clear(channel)
+        if end_remote is not None:
+            end_remote()
 
     def _unbind_far_end(self, channel: Channel) -> None:
         far = self._channels.get(channel.remote_port)
         if far is not None and far.remote_port == channel.port and far.kind is EvtchnStatusKind.interdomain:
-            far.kind, far.notify_remote, far.remote_port = EvtchnStatusKind.unbound, None, Port(0)
+            _unbind(far)
 
     def reset(self) -> None:
         """Close every port and go back to the 2-level ABI."""
+        self.close_all()
         with self._lock:
-            for port in list(self._channels):
-                self.close(port)
             if self._shared is not None:
                 self._abi = TwoLevelAbi(*self._shared)
                 self._limit = min(self._limit, self._abi.ports)
+
+    def close_all(self) -> None:
+        """Close every port, as when the domain ends."""
+        for port in list(self._channels):
+            with suppress(XenError):  # another thread was faster
+                self.close(port)
 
     def channels(self) -> list[Channel]:
         """All of them, by port."""
@@ -366,6 +410,11 @@ class EventChannels:
                 vcpu = self._vcpus[channel.vcpu]
                 if self._abi.unmask(channel, vcpu):
                     mark_pending(vcpu)
+
+
+def _unbind(channel: Channel) -> None:
+    channel.kind, channel.notify_remote, channel.end_remote = EvtchnStatusKind.unbound, None, None
+    channel.remote_port = Port(0)
 
 
 def mark_pending(vcpu: Vcpu) -> None:

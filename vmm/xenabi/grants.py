@@ -39,6 +39,7 @@ class GrantTable:
         self.version = 1
         self._lock = threading.Lock()
         self._users: dict[GrantRef, list[int]] = {}
+        self._closed = False
         self._words = pages.words()
 
     @property
@@ -93,16 +94,31 @@ class GrantTable:
 
         XenError(EINVAL) where there is no such grant, XenError(EACCES) where it is for another domain or only for reading.
         """
-        entries = self.frames * (_V2_ENTRIES_A_FRAME if self.version == 2 else PAGE_BYTES // _V1.size)
-        if not 0 <= ref < entries:
+        if not self.has(ref):
             raise XenError(errno.EINVAL)
         with self._lock:
+            if self._closed:
+                raise XenError(errno.EINVAL)
             users = self._users.get(ref)
             gfn = self._mark(ref, by, _READING | _WRITING if write else _READING)
             if users is None:
                 users = self._users[ref] = [0, 0]
             users[write] += 1
         return gfn
+
+    def has(self, ref: int) -> bool:
+        """Whether the table is long enough for a reference."""
+        return 0 <= ref < self.frames * (_V2_ENTRIES_A_FRAME if self.version == 2 else PAGE_BYTES // _V1.size)
+
+    def give(self, ref: GrantRef, to: Domid, gfn: Gfn) -> None:
+        """Grant a page as the toolstack does, before the domain starts: one of the reserved references."""
+        self._pages.write(ref * _V1.size, _V1.pack(_PERMIT_ACCESS, to, gfn))
+
+    def close(self) -> None:
+        """The domain ends and its frames go: nobody is told of uses that end later."""
+        with self._lock:
+            self._closed = True
+            self._users.clear()
 
     def _mark(self, ref: GrantRef, by: Domid, wanted: int) -> Gfn:
         words = self._words
@@ -124,8 +140,10 @@ class GrantTable:
         raise XenError(errno.EINVAL)  # the guest keeps changing it
 
     def release(self, ref: GrantRef, *, write: bool) -> None:
-        """End what `acquire` has begun."""
+        """End what `acquire` has begun; nothing to do where the table's domain has ended."""
         with self._lock:
+            if self._closed:
+                return
             users = self._users[ref]
             users[write] -= 1
             if users[1]:

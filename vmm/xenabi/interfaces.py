@@ -1,7 +1,7 @@
 """What the Xen ABI asks of the world around it; `vmm.domain` provides it, tests replace it with plain objects."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple, NewType, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, NewType, Protocol
 
 from vmm.xenabi.cstruct import Abi, Struct
 
@@ -176,6 +176,14 @@ class GuestMemory(Protocol):
         ...
 
     def remove_page(self, gfn: Gfn) -> None: ...
+    def map_foreign(self, gfn: Gfn, source: Any, source_gfn: Gfn, *, writable: bool = True) -> None:
+        """Show a page of another domain's RAM there; `source` is that domain's memory.  XenError(EINVAL, ENOMEM)."""
+        ...
+
+    def unmap_foreign(self, gfn: Gfn) -> bool:
+        """Take it away again; False where it is gone already."""
+        ...
+
     def release(self, gfn: Gfn) -> bool:
         """Give a page of RAM back to the host; False where there is none."""
         ...

@@ -8,6 +8,7 @@ from vmm.xenabi.console_ring import ConsoleRing
 from vmm.xenabi.constants import ShutdownReason
 from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.evtchn import EventChannels
+from vmm.xenabi.grant_maps import GrantMaps
 from vmm.xenabi.grants import GrantTable
 from vmm.xenabi.interfaces import Call, Domid, Gfn, GuestMemory, HostFacts, Identity, Vcpu
 
@@ -54,6 +55,8 @@ class DomainState(Protocol):
     def events(self) -> EventChannels: ...
     @property
     def grants(self) -> GrantTable: ...
+    @property
+    def grant_maps(self) -> GrantMaps: ...
     @property
     def hvm_params(self) -> dict[int, int]: ...
 

@@ -1,6 +1,22 @@
 """The structures of Xen's public headers that guests hand to hypercalls, declared once."""
 
-from vmm.xenabi.cstruct import ALIGNED_U64, BYTES6, BYTES7, BYTES120, HANDLE, I8, I16, I32, U8, U16, U32, U64, ULONG, Struct
+from vmm.xenabi.cstruct import (
+    ALIGNED_U64,
+    BYTES6,
+    BYTES7,
+    BYTES120,
+    END_OF_INNER,
+    HANDLE,
+    I8,
+    I16,
+    I32,
+    U8,
+    U16,
+    U32,
+    U64,
+    ULONG,
+    Struct,
+)
 
 # ------------------------------------------------------------------------------------------------- version.h
 
@@ -294,6 +310,36 @@ class GnttabSetupTable(Struct, c_name="gnttab_setup_table", header="grant_table.
     nr_frames: U32
     status: I16
     frame_list: HANDLE
+
+
+class GnttabMapGrantRef(Struct, c_name="gnttab_map_grant_ref", header="grant_table.h"):
+    host_addr: U64
+    flags: U32
+    ref: U32
+    dom: U16
+    status: I16
+    handle: U32
+    dev_bus_addr: U64
+
+
+class GnttabUnmapGrantRef(Struct, c_name="gnttab_unmap_grant_ref", header="grant_table.h"):
+    host_addr: U64
+    dev_bus_addr: U64
+    handle: U32
+    status: I16
+
+
+class GnttabCopy(Struct, c_name="gnttab_copy", header="grant_table.h"):
+    source: ULONG
+    source_domid: U16
+    source_offset: U16
+    dest: ULONG
+    dest_domid: U16
+    dest_offset: U16
+    _end: END_OF_INNER
+    len: U16
+    flags: U16
+    status: I16
 
 
 # ----------------------------------------------------------------------------------------------------- xen.h

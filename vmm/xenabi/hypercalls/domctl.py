@@ -4,7 +4,7 @@ import errno
 import struct
 
 from vmm.xenabi.constants import DOMID_FIRST_RESERVED, DOMID_SELF, Hypercall
-from vmm.xenabi.hypercalls.registry import TABLE, Controls, domain_of, suboperation
+from vmm.xenabi.hypercalls.registry import TABLE, Controls, domain_of, suboperation, target_of
 from vmm.xenabi.interfaces import Call, Vcpu, XenError
 from vmm.xenabi.state import DomainState
 from vmm.xenabi.toolstack_structs import (
@@ -38,13 +38,7 @@ TABLE[OP] = Controls(
 
 def _target(call: Call) -> DomainState:
     """The domain that the header names.  XenError(ESRCH)."""
-    domid = call.args[2]
-    if domid == DOMID_SELF:
-        return domain_of(call)
-    found = domain_of(call).hypervisor.find(domid)
-    if found is None:
-        raise XenError(errno.ESRCH)
-    return found
+    return target_of(call, call.args[2])
 
 
 def _vcpu(domain: DomainState, number: int) -> Vcpu:

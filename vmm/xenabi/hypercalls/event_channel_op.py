@@ -4,7 +4,7 @@ import errno
 
 from vmm.xenabi.constants import DOMID_SELF, PAGE_BYTES, EvtchnStatusKind, Hypercall
 from vmm.xenabi.evtchn_abi import CONTROL_BLOCK_BYTES, LINK_BITS
-from vmm.xenabi.hypercalls.registry import domain_of, suboperation
+from vmm.xenabi.hypercalls.registry import domain_of, suboperation, target_of
 from vmm.xenabi.interfaces import Call, Domid, Gpa, XenError
 from vmm.xenabi.structs import (
     EvtchnAllocUnbound,
@@ -25,21 +25,17 @@ from vmm.xenabi.structs import (
 OP = Hypercall.event_channel_op
 
 
-def _own(call: Call, domid: int) -> Domid:
-    """The caller's domid behind DOMID_SELF; nobody else's ports may be touched."""
-    own = domain_of(call).domid
-    if domid not in (DOMID_SELF, own):
-        raise XenError(errno.ESRCH if domain_of(call).privileged else errno.EPERM)
-    return own
-
-
 @suboperation(OP, 0, "bind_interdomain", arg=EvtchnBindInterdomain, out=True)
 def bind_interdomain(call: Call, op: EvtchnBindInterdomain) -> None:
-    """Bind to an unbound port of one's own domain: a loopback."""
+    """Bind to a port that another domain has left unbound for the caller, or the caller itself."""
     domain = domain_of(call)
-    if op.remote_dom not in (DOMID_SELF, domain.domid):
+    if op.remote_dom in (DOMID_SELF, domain.domid):
+        op.local_port = domain.events.bind_loopback(domain.domid, op.remote_port)
+        return
+    remote = domain.hypervisor.find(op.remote_dom)
+    if remote is None:
         raise XenError(errno.ESRCH)
-    op.local_port = domain.events.bind_loopback(domain.domid, op.remote_port)
+    op.local_port = domain.events.bind_remote(domain.domid, remote.events, remote.domid, op.remote_port)
 
 
 @suboperation(OP, 1, "bind_virq", arg=EvtchnBindVirq, out=True)
@@ -63,8 +59,7 @@ def send(call: Call, op: EvtchnSend) -> None:
 @suboperation(OP, 5, "status", arg=EvtchnStatus, out=True)
 def status(call: Call, op: EvtchnStatus) -> None:
     """What a port is bound to."""
-    _own(call, op.dom)
-    channel = domain_of(call).events.status(op.port)
+    channel = target_of(call, op.dom).events.status(op.port)
     op.status, op.vcpu, op.u_dom, op.u_port = EvtchnStatusKind.closed, 0, 0, 0
     if channel is None:
         return
@@ -78,8 +73,8 @@ def status(call: Call, op: EvtchnStatus) -> None:
 @suboperation(OP, 6, "alloc_unbound", arg=EvtchnAllocUnbound, out=True)
 def alloc_unbound(call: Call, op: EvtchnAllocUnbound) -> None:
     """A port that another domain may bind to."""
-    own = _own(call, op.dom)
-    op.port = domain_of(call).events.alloc_unbound(own if op.remote_dom == DOMID_SELF else Domid(op.remote_dom))
+    remote = domain_of(call).domid if op.remote_dom == DOMID_SELF else Domid(op.remote_dom)
+    op.port = target_of(call, op.dom).events.alloc_unbound(remote)
 
 
 @suboperation(OP, 7, "bind_ipi", arg=EvtchnBindIpi, out=True)
@@ -102,9 +97,8 @@ def unmask(call: Call, op: EvtchnUnmask) -> None:
 
 @suboperation(OP, 10, "reset", arg=EvtchnReset)
 def reset(call: Call, op: EvtchnReset) -> None:
-    """Close every port of the caller."""
-    _own(call, op.dom)
-    domain_of(call).events.reset()
+    """Close every port of a domain."""
+    target_of(call, op.dom).events.reset()
 
 
 @suboperation(OP, 11, "init_control", arg=EvtchnInitControl, out=True)

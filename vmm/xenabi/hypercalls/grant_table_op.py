@@ -1,17 +1,39 @@
-"""grant_table_op: setting the grant table up.  xen/include/public/grant_table.h"""
+"""grant_table_op: setting the grant table up, and using what others have granted.  xen/include/public/grant_table.h"""
 
 import errno
 from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
-from vmm.xenabi.constants import DOMID_SELF, GRANT_STATUS_FRAMES, Hypercall
+from vmm.xenabi.constants import DOMID_SELF, GRANT_STATUS_FRAMES, PAGE_BYTES, Hypercall
+from vmm.xenabi.grant_maps import Mapping
 from vmm.xenabi.hypercalls.registry import domain_of, suboperation
-from vmm.xenabi.interfaces import Call, XenError
-from vmm.xenabi.structs import GnttabGetStatusFrames, GnttabGetVersion, GnttabQuerySize, GnttabSetupTable, GnttabSetVersion
+from vmm.xenabi.interfaces import Call, Gfn, GrantRef, Restart, XenError
+from vmm.xenabi.state import DomainState
+from vmm.xenabi.structs import (
+    GnttabCopy,
+    GnttabGetStatusFrames,
+    GnttabGetVersion,
+    GnttabMapGrantRef,
+    GnttabQuerySize,
+    GnttabSetupTable,
+    GnttabSetVersion,
+    GnttabUnmapGrantRef,
+)
 
 OP = Hypercall.grant_table_op
 STATUS_OKAY = 0
 STATUS_GENERAL_ERROR = -1
 STATUS_BAD_DOMAIN = -2
+STATUS_BAD_REFERENCE = -3
+STATUS_BAD_HANDLE = -4
+STATUS_BAD_ADDRESS = -5
+STATUS_PERMISSION_DENIED = -8
+STATUS_BAD_COPY = -10
+STATUS_NO_SPACE = -13
+
+MAP_HOST, MAP_READ_ONLY, MAP_CONTAINS_PTE = 1 << 1, 1 << 2, 1 << 4
+COPY_SOURCE_IS_GRANT, COPY_DEST_IS_GRANT = 1, 2
+AT_A_TIME = 512
 
 
 @suboperation(OP, 6, "query_size", arg=GnttabQuerySize, out=True)
@@ -82,3 +104,150 @@ def get_version(call: Call, op: GnttabGetVersion) -> None:
     if op.dom not in (DOMID_SELF, domain_of(call).domid):
         raise XenError(errno.EPERM)
     op.version = domain_of(call).grants.version
+
+
+# -------------------------------------------------------------------------- using what others have granted
+
+
+Operand = TypeVar("Operand", GnttabMapGrantRef, GnttabUnmapGrantRef, GnttabCopy)
+
+
+class _Refused(Exception):
+    """A GNTST_* other than okay."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+def _each(call: Call, kind: type[Operand], action: Callable[[Operand], None]) -> int:
+    """Carry out a list of operations (address, count), each with a status of its own; a long list gives way."""
+    command, address, count = call.args[0], call.args[1], call.args[2] & 0xFFFF_FFFF
+    size = kind.sizeof(call.abi)
+    for done in range(count):
+        if done == AT_A_TIME or (done and call.vcpu.stop_requested()):
+            raise Restart(command, address + done * size, count - done)
+        place = address + done * size
+        operation = kind.unpack(call.vcpu.read_virtual(place, size), call.abi)
+        try:
+            action(operation)
+            status = STATUS_OKAY
+        except _Refused as refused:
+            status = refused.status
+        operation.status = status
+        call.vcpu.write_virtual(place, operation.pack(call.abi))
+    return 0
+
+
+def _granter(domain: DomainState, domid: int) -> DomainState:
+    found = domain if domid == DOMID_SELF else domain.hypervisor.find(domid)
+    if found is None:
+        raise _Refused(STATUS_BAD_DOMAIN)
+    return found
+
+
+def _acquire(domain: DomainState, granter: DomainState, ref: int, *, write: bool) -> Gfn:
+    if not granter.grants.has(ref):
+        raise _Refused(STATUS_BAD_REFERENCE)
+    try:
+        return granter.grants.acquire(GrantRef(ref), domain.domid, write=write)
+    except XenError:
+        raise _Refused(STATUS_GENERAL_ERROR) from None
+
+
+@suboperation(OP, 0, "map_grant_ref", names=("uop", "count"))
+def map_grant_ref(call: Call) -> int:
+    """Show granted pages at gfns of the caller's: what is behind `uop` is a list."""
+    domain = domain_of(call)
+
+    def map_one(op: GnttabMapGrantRef) -> None:
+        if not op.flags & MAP_HOST or op.flags & MAP_CONTAINS_PTE:
+            raise _Refused(STATUS_GENERAL_ERROR)  # no device needs an address, and no page tables are Xen's
+        granter, write = _granter(domain, op.dom), not op.flags & MAP_READ_ONLY
+        gfn = _acquire(domain, granter, op.ref, write=write)
+        place = Gfn(op.host_addr // PAGE_BYTES)
+        status = STATUS_BAD_ADDRESS
+        if granter is not domain:
+            try:
+                domain.memory.map_foreign(place, granter.memory, gfn, writable=write)
+                status = STATUS_OKAY
+            except XenError:
+                pass
+        handle = None
+        if status == STATUS_OKAY:
+            handle = domain.grant_maps.add(Mapping(granter.grants, GrantRef(op.ref), place, write))
+        if handle is None:
+            if status == STATUS_OKAY:
+                domain.memory.unmap_foreign(place)
+                status = STATUS_NO_SPACE
+            granter.grants.release(GrantRef(op.ref), write=write)
+            raise _Refused(status)
+        op.handle, op.dev_bus_addr = handle, gfn * PAGE_BYTES
+
+    return _each(call, GnttabMapGrantRef, map_one)
+
+
+@suboperation(OP, 1, "unmap_grant_ref", names=("uop", "count"))
+def unmap_grant_ref(call: Call) -> int:
+    """End such mappings."""
+    domain = domain_of(call)
+
+    def unmap_one(op: GnttabUnmapGrantRef) -> None:
+        mapping = domain.grant_maps.take(op.handle, Gfn(op.host_addr // PAGE_BYTES))
+        if mapping is None:
+            raise _Refused(STATUS_BAD_HANDLE)
+        domain.memory.unmap_foreign(mapping.gfn)
+        mapping.grants.release(mapping.ref, write=mapping.write)
+
+    return _each(call, GnttabUnmapGrantRef, unmap_one)
+
+
+class _End(NamedTuple):
+    """One end of a copy."""
+
+    domid: int
+    place: int
+    offset: int
+    granted: bool
+
+
+@suboperation(OP, 5, "copy", names=("uop", "count"))
+def copy(call: Call) -> int:
+    """Copy bytes between pages, granted or one's own."""
+    domain = domain_of(call)
+
+    def copy_one(op: GnttabCopy) -> None:
+        source = _End(op.source_domid, op.source, op.source_offset, bool(op.flags & COPY_SOURCE_IS_GRANT))
+        dest = _End(op.dest_domid, op.dest, op.dest_offset, bool(op.flags & COPY_DEST_IS_GRANT))
+        if max(source.offset, dest.offset) + op.len > PAGE_BYTES:
+            raise _Refused(STATUS_BAD_COPY)
+        data = _with_page(domain, source, False, lambda page: bytes(page[source.offset : source.offset + op.len]))
+
+        def put(page: memoryview) -> bytes:
+            page[dest.offset : dest.offset + op.len] = data
+            return data
+
+        _with_page(domain, dest, True, put)
+
+    return _each(call, GnttabCopy, copy_one)
+
+
+def _with_page(domain: DomainState, end: _End, write: bool, use: Callable[[memoryview], bytes]) -> bytes:
+    owner = _granter(domain, end.domid)
+    if not end.granted:
+        if owner is not domain:
+            raise _Refused(STATUS_PERMISSION_DENIED)
+        return _use_page(owner, Gfn(end.place), use)
+    ref = end.place & 0xFFFF_FFFF
+    gfn = _acquire(domain, owner, ref, write=write)
+    try:
+        return _use_page(owner, gfn, use)
+    finally:
+        owner.grants.release(GrantRef(ref), write=write)
+
+
+def _use_page(owner: DomainState, gfn: Gfn, use: Callable[[memoryview], bytes]) -> bytes:
+    try:
+        return use(owner.memory.page(gfn))
+    except XenError:
+        raise _Refused(STATUS_BAD_ADDRESS) from None

@@ -2,9 +2,10 @@
 
 import errno
 
-from vmm.xenabi.constants import DOMID_SELF, HVM_NR_PARAMS, HvmParam, Hypercall
-from vmm.xenabi.hypercalls.registry import domain_of, suboperation
+from vmm.xenabi.constants import HVM_NR_PARAMS, HvmParam, Hypercall
+from vmm.xenabi.hypercalls.registry import domain_of, suboperation, target_of
 from vmm.xenabi.interfaces import Call, XenError
+from vmm.xenabi.state import DomainState
 from vmm.xenabi.structs import HvmPagetableDying, HvmParamOp, HvmUpcallVector
 
 GUEST_MAY_READ = frozenset(HvmParam)
@@ -14,29 +15,28 @@ GUEST_MAY_SET = frozenset({
 })  # fmt: skip
 
 
-def _check(call: Call, op: HvmParamOp, allowed: frozenset[HvmParam]) -> None:
-    if op.domid not in (DOMID_SELF, domain_of(call).domid):
-        raise XenError(errno.ESRCH if domain_of(call).privileged else errno.EPERM)
+def _target(call: Call, op: HvmParamOp, allowed: frozenset[HvmParam]) -> DomainState:
+    target = target_of(call, op.domid)
     if op.index >= HVM_NR_PARAMS:
         raise XenError(errno.EINVAL)
     if op.index not in allowed:
         raise XenError(errno.EPERM)
+    return target
 
 
 @suboperation(Hypercall.hvm_op, 0, "set_param", arg=HvmParamOp)
 def set_param(call: Call, op: HvmParamOp) -> None:
     """Set one of the few parameters that are the guest's own."""
-    _check(call, op, GUEST_MAY_SET)
-    domain_of(call).hvm_params[op.index] = op.value
+    target = _target(call, op, GUEST_MAY_SET)
+    target.hvm_params[op.index] = op.value
     if op.index == HvmParam.CALLBACK_IRQ:
-        domain_of(call).set_callback(op.value)
+        target.set_callback(op.value)
 
 
 @suboperation(Hypercall.hvm_op, 1, "get_param", arg=HvmParamOp, out=True)
 def get_param(call: Call, op: HvmParamOp) -> None:
     """Read a parameter; one that was never set is 0."""
-    _check(call, op, GUEST_MAY_READ)
-    op.value = domain_of(call).hvm_params.get(op.index, 0)
+    op.value = _target(call, op, GUEST_MAY_READ).hvm_params.get(op.index, 0)
 
 
 @suboperation(Hypercall.hvm_op, 9, "pagetable_dying", arg=HvmPagetableDying)

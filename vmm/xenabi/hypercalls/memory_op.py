@@ -4,10 +4,11 @@ import errno
 import struct
 from collections.abc import Callable
 
-from vmm.xenabi.constants import DOMID_SELF, Hypercall, MapSpace
+from vmm.xenabi.constants import Hypercall, MapSpace
 from vmm.xenabi.cstruct import Abi
-from vmm.xenabi.hypercalls.registry import domain_of, suboperation
+from vmm.xenabi.hypercalls.registry import domain_of, suboperation, target_of
 from vmm.xenabi.interfaces import Call, Gfn, Restart, XenError
+from vmm.xenabi.state import DomainState
 from vmm.xenabi.structs import (
     AddToPhysmap,
     AddToPhysmapBatch,
@@ -25,47 +26,39 @@ E820_ENTRY = struct.Struct("<QQI")
 MAX_MAP_ENTRIES = 128
 
 
-def _check_own(call: Call, domid: int) -> None:
-    if domid not in (DOMID_SELF, domain_of(call).domid):
-        raise XenError(errno.ESRCH if domain_of(call).privileged else errno.EPERM)
-
-
 @suboperation(OP, 3, "current_reservation", arg=MemoryDomain)
 def current_reservation(call: Call, op: MemoryDomain) -> int:
     """Pages that the domain has now."""
-    _check_own(call, op.domid)
-    return domain_of(call).memory.pages
+    return target_of(call, op.domid).memory.pages
 
 
 @suboperation(OP, 4, "maximum_reservation", arg=MemoryDomain)
 def maximum_reservation(call: Call, op: MemoryDomain) -> int:
     """Pages that the domain may have."""
-    _check_own(call, op.domid)
-    return domain_of(call).memory.maximum_pages
+    return target_of(call, op.domid).memory.maximum_pages
 
 
 @suboperation(OP, 0, "increase_reservation", arg=MemoryReservation)
 def increase_reservation(call: Call, op: MemoryReservation) -> int:
     """Pages without an address are of no use to a guest that has no other than guest-physical ones: none is given."""
-    _check_own(call, op.domid)
+    target_of(call, op.domid)
     return call.args[0] >> START_SHIFT
 
 
 @suboperation(OP, 1, "decrease_reservation", arg=MemoryReservation)
 def decrease_reservation(call: Call, op: MemoryReservation) -> int:
     """Give extents of pages back to the host: how many were."""
-    return _each_extent(call, op, domain_of(call).memory.release)
+    return _each_extent(call, op, target_of(call, op.domid).memory.release)
 
 
 @suboperation(OP, 6, "populate_physmap", arg=MemoryReservation)
 def populate_physmap(call: Call, op: MemoryReservation) -> int:
     """Fresh pages where there are none: how many extents got them."""
-    return _each_extent(call, op, domain_of(call).memory.populate)
+    return _each_extent(call, op, target_of(call, op.domid).memory.populate)
 
 
 def _each_extent(call: Call, op: MemoryReservation, action: Callable[[Gfn], bool]) -> int:
     """Do it for every page of the listed extents, from the one that the command's upper bits name, up to a failure."""
-    _check_own(call, op.domid)
     start, word = call.args[0] >> START_SHIFT, int(call.abi)
     if op.extent_order > MAX_EXTENT_ORDER:
         return start
@@ -85,21 +78,21 @@ def _each_extent(call: Call, op: MemoryReservation, action: Callable[[Gfn], bool
 @suboperation(OP, 14, "maximum_gpfn", arg=MemoryDomain)
 def maximum_gpfn(call: Call, op: MemoryDomain) -> int:
     """The highest gfn that has ever held a page."""
-    _check_own(call, op.domid)
-    return domain_of(call).memory.maximum_gfn
+    return target_of(call, op.domid).memory.maximum_gfn
 
 
 @suboperation(OP, 7, "add_to_physmap", arg=AddToPhysmap)
 def add_to_physmap(call: Call, op: AddToPhysmap) -> None:
     """Show one of Xen's pages at a gfn."""
-    _check_own(call, op.domid)
-    _place(call, op.space, op.idx, op.gpfn)
+    if op.space == MapSpace.gmfn_foreign:
+        raise XenError(errno.ENOSYS)  # only a batch says whose page it is
+    _place(call, target_of(call, op.domid), op.space, op.idx, op.gpfn, 0)
 
 
 @suboperation(OP, 23, "add_to_physmap_batch", arg=AddToPhysmapBatch)
 def add_to_physmap_batch(call: Call, op: AddToPhysmapBatch) -> None:
     """The same for a list; each item gets an errno of its own."""
-    _check_own(call, op.domid)
+    target = target_of(call, op.domid)
     word = int(call.abi)
     code = "<Q" if call.abi is Abi.X86_64 else "<I"
     for item in range(op.size):
@@ -109,22 +102,26 @@ def add_to_physmap_batch(call: Call, op: AddToPhysmapBatch) -> None:
             struct.unpack(code, call.vcpu.read_virtual(base + item * word, word))[0] for base in (op.idxs, op.gpfns)
         )
         try:
-            _place(call, op.space, index, gpfn)
+            _place(call, target, op.space, index, gpfn, op.u)
             result = 0
         except XenError as error:
             result = -error.code
         call.vcpu.write_virtual(op.errs + item * 4, struct.pack("<i", result))
 
 
-def _place(call: Call, space: int, index: int, gpfn: int) -> None:
-    domain = domain_of(call)
+def _place(call: Call, domain: DomainState, space: int, index: int, gpfn: int, foreign: int) -> None:
     if space == MapSpace.shared_info:
         if index != 0:
             raise XenError(errno.EINVAL)
         domain.place_shared_info(Gfn(gpfn), call.abi)
     elif space == MapSpace.grant_table:
         domain.memory.place_xen_page(Gfn(gpfn), domain.grants.page(index))
-    elif space in (MapSpace.gmfn, MapSpace.gmfn_range, MapSpace.gmfn_foreign, MapSpace.dev_mmio):
+    elif space == MapSpace.gmfn_foreign:
+        source = target_of(call, foreign)
+        if source is domain:
+            raise XenError(errno.EINVAL)
+        domain.memory.map_foreign(Gfn(gpfn), source.memory, Gfn(index))
+    elif space in (MapSpace.gmfn, MapSpace.gmfn_range, MapSpace.dev_mmio):
         raise XenError(errno.EOPNOTSUPP)
     else:
         raise XenError(errno.ENOSYS)
@@ -133,8 +130,7 @@ def _place(call: Call, space: int, index: int, gpfn: int) -> None:
 @suboperation(OP, 15, "remove_from_physmap", arg=RemoveFromPhysmap)
 def remove_from_physmap(call: Call, op: RemoveFromPhysmap) -> None:
     """Take the page at a gfn away."""
-    _check_own(call, op.domid)
-    domain_of(call).memory.remove_page(Gfn(op.gpfn))
+    target_of(call, op.domid).memory.remove_page(Gfn(op.gpfn))
 
 
 @suboperation(OP, 9, "memory_map", arg=MemoryMap, out=True)

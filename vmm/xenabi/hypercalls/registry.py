@@ -11,7 +11,7 @@ import errno
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
 
-from vmm.xenabi.constants import Hypercall
+from vmm.xenabi.constants import DOMID_SELF, Hypercall
 from vmm.xenabi.cstruct import Struct
 from vmm.xenabi.interfaces import Call, XenError
 from vmm.xenabi.state import DomainState
@@ -106,6 +106,22 @@ def suboperation(
 def domain_of(call: Call) -> DomainState:
     """The calling domain."""
     return cast(DomainState, call.domain)
+
+
+def target_of(call: Call, domid: int) -> DomainState:
+    """The domain that a call is about: the caller's own or, for a privileged caller, any.
+
+    XenError(EPERM) for another's, XenError(ESRCH) where there is none.
+    """
+    own = domain_of(call)
+    if domid in (DOMID_SELF, own.domid):
+        return own
+    if not own.privileged:
+        raise XenError(errno.EPERM)
+    found = own.hypervisor.find(domid)
+    if found is None:
+        raise XenError(errno.ESRCH)
+    return found
 
 
 def entry_of(number: int, args: tuple[int, ...]) -> Entry | None:
