@@ -74,6 +74,15 @@ def _add_run(commands: _Commands) -> None:
     run.add_argument("--pvh", action="store_true", help="enter the image by its PVH entry point (the default)")
     run.add_argument("--dom0", action="store_true", help="boot it as Xen's initial, privileged domain on a PC with PCI")
     run.add_argument(
+        "--with-domu",
+        metavar="FILE",
+        type=Path,
+        action="append",
+        default=[],
+        help="a guest beside the dom0: FILE holds IMAGE and options of `run` as one would type them, lines as one likes, "
+        "# before a comment; its console is --console WHERE, none unless given",
+    )
+    run.add_argument(
         "image",
         metavar="IMAGE",
         type=Path,

@@ -16,6 +16,7 @@ from vmm.xenabi.transport import Transport
 
 if TYPE_CHECKING:
     from vmm.observe import Observation
+    from vmm.prepare import Start
 
 
 INTERNAL_XENSTORE = Path("internal")
@@ -87,27 +88,55 @@ def _observation(options: argparse.Namespace) -> "Observation | None":
 
 def _run(options: argparse.Namespace) -> int:
     gc.disable()  # the start makes objects that live to the end; looking through them again and again costs 5 ms
-    from vmm.prepare import Start
     from vmm.run import Request, run_guest
 
     if options.timeout is not None and not 0 < options.timeout < threading_limit():
         raise UsageError(f"--timeout takes seconds above 0, not {options.timeout:g}")
     log.configure(options.log_level, json=options.log_json)
+    config = _config(options)
     request = Request(
-        start=Start(
-            command=options.guest_command,
-            default_initrd=not options.no_initrd,
-            modules=_module_folder(options.modules),
-            host_root=options.root is not None,
-        ),
+        start=_start(options),
         timeout_s=options.timeout,
         restart=(options.on_reboot or ("exit" if options.guest_command is not None else "restart")) == "restart",
         xenstore=None if options.xenstore == INTERNAL_XENSTORE else options.xenstore,
         observation=_observation(options),
         gdb=options.gdb.removesuffix(",wait") if options.gdb else None,
+        beside=_beside(options),
         gdb_wait=bool(options.gdb) and options.gdb.endswith(",wait"),
     )
-    return run_guest(_config(options), request)
+    if options.with_domu:
+        config = config._replace(shareable=True)
+    return run_guest(config, request)
+
+
+def _start(options: argparse.Namespace) -> "Start":
+    from vmm.prepare import Start
+
+    return Start(
+        command=options.guest_command,
+        default_initrd=not options.no_initrd,
+        modules=_module_folder(options.modules),
+        host_root=options.root is not None,
+    )
+
+
+def _beside(options: argparse.Namespace) -> "tuple[tuple[DomainConfig, Start], ...]":
+    """The guests of --with-domu, from their files."""
+    if options.with_domu and not options.dom0:
+        raise UsageError("--with-domu is for a guest beside a dom0; add --dom0")
+    found = []
+    for number, path in enumerate(options.with_domu, 1):
+        import shlex
+
+        try:
+            words = shlex.split(path.read_text(), comments=True)
+        except (OSError, ValueError) as error:
+            raise UsageError(f"--with-domu {path}: {getattr(error, 'strerror', None) or error}") from None
+        given = make_parser("run").parse_args(["run", "--console", "none", "--name", f"domU-{number}", *words])
+        if given.dom0 or given.with_domu or given.console == "stdio":
+            raise UsageError(f"--with-domu {path}: a domU has no --dom0, no --with-domu, and no console on stdio")
+        found.append((_config(given)._replace(shareable=True), _start(given)))
+    return tuple(found)
 
 
 def _module_folder(path: Path | None) -> Path | None:

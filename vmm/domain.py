@@ -31,7 +31,7 @@ from vmm.guest_cpuid import guest_cpuid
 from vmm.kernel_events import KernelEvents
 from vmm.kvm import MsiRoute, System, XenFlag, allow_kicks
 from vmm.kvm.capabilities import msr_filter_available
-from vmm.memory import LOW_RAM_END, GuestMemory
+from vmm.memory import LOW_RAM_END, GuestMemory, SharedBytes
 from vmm.pc import Pc, power_management
 from vmm.vcpu import Vcpu
 from vmm.xenabi.constants import CALLBACK_TYPE_VECTOR, E820, HYPERCALL_MSR, PAGE_BYTES, HvmParam, ShutdownReason, Virq
@@ -41,7 +41,7 @@ from vmm.xenabi.evtchn_abi import TwoLevelLayout
 from vmm.xenabi.grant_maps import GrantMaps
 from vmm.xenabi.grants import TABLE_PAGES, GrantTable
 from vmm.xenabi.hypercalls import dispatch, load_privileged
-from vmm.xenabi.interfaces import Call, Domid, Gfn, Gpa, Identity, Port, VcpuId
+from vmm.xenabi.interfaces import Call, Domid, Gfn, Gpa, GrantRef, Identity, Port, VcpuId
 from vmm.xenabi.state import HypervisorState
 from vmm.xenabi.transport import PORT, Transport, patch_for
 from vmm.xenabi.vcpu_context import flat
@@ -53,6 +53,8 @@ STORE_GFN, CONSOLE_GFN = Gfn(0xFEFFC), Gfn(0xFEFFF)
 INTEL_TSS_AREA = 0xFEFF_0000
 SHARED_INFO_PAGE, FIRST_GRANT_PAGE = 0, 1
 XEN_PAGES = FIRST_GRANT_PAGE + TABLE_PAGES
+RESERVED_CONSOLE, RESERVED_STORE = GrantRef(0), GrantRef(1)  # grant_table.h: GNTTAB_RESERVED_*
+STORE_CONNECTION_OFFSET, NOT_CONNECTED = 2068, 1  # io/xs_wire.h: `connection`, XENSTORE_RECONNECT
 INPUT_CHECK_S = 0.2
 
 
@@ -207,6 +209,7 @@ class Domain:
         bell = self._console_loop.doorbell(console.on_event)
         self.events.connect(port, BACKEND_DOMID, Port(0), bell.ring, bell.fd)
         self.console_write = console.write
+        self.grants.give(RESERVED_CONSOLE, BACKEND_DOMID, CONSOLE_GFN)
         self.hvm_params[HvmParam.CONSOLE_PFN] = CONSOLE_GFN
         self.hvm_params[HvmParam.CONSOLE_EVTCHN] = port
 
@@ -216,13 +219,20 @@ class Domain:
             self.domid, self.config.name, _uuid_text(self.handle), self.config.memory_bytes >> 10, self.config.vcpus,
             self.config.possible_vcpus, self._store_port, STORE_GFN, self._console_port, CONSOLE_GFN,
         )  # fmt: skip
-        page = self.memory.shared(STORE_GFN * PAGE_BYTES, PAGE_BYTES)
-        bell = xenstore.introduce(facts, page, lambda: self.events.deliver(self._store_port))
+        bell = xenstore.introduce(facts, self._offer_store(), lambda: self.events.deliver(self._store_port))
         self.events.connect(self._store_port, BACKEND_DOMID, Port(0), bell.ring, bell.fd)
-        self.hvm_params[HvmParam.STORE_PFN] = STORE_GFN
-        self.hvm_params[HvmParam.STORE_EVTCHN] = self._store_port
         if not self.initial:
             self.bus = Xenbus(xenstore, self)
+
+    def leave_store_to_dom0(self) -> None:
+        """The same where xenstored runs in dom0: the guest waits until somebody there introduces it."""
+        self._offer_store().write(STORE_CONNECTION_OFFSET, NOT_CONNECTED.to_bytes(4, "little"))
+
+    def _offer_store(self) -> SharedBytes:
+        self.hvm_params[HvmParam.STORE_PFN] = STORE_GFN
+        self.hvm_params[HvmParam.STORE_EVTCHN] = self._store_port
+        self.grants.give(RESERVED_STORE, BACKEND_DOMID, STORE_GFN)
+        return self.memory.shared(STORE_GFN * PAGE_BYTES, PAGE_BYTES)
 
     def load(self, image: ElfImage, modules: list[pvh.Module], sites: list[Site]) -> None:
         """Put an image into memory and the first vCPU at its entry.  ImageError."""

@@ -10,7 +10,7 @@ from vmm.devices.chardev import Sink
 from vmm.devices.xenstore.layout import ask_for
 from vmm.devices.xenstore.service import Xenstore
 from vmm.domain import Domain
-from vmm.errors import HostError, PyvmmError
+from vmm.errors import HostError, PyvmmError, UsageError
 from vmm.kvm import System, XenFlag
 from vmm.kvm.capabilities import msr_filter_available
 from vmm.pc import Pc
@@ -80,7 +80,10 @@ class Hypervisor:
         domid = self._new_domid(initial=config.initial)
         domain = Domain(self.system, self, domid, config, plan.transport, sink, serial)
         try:
-            if not config.own_xenstore:
+            initial = self.find(0)
+            if initial is not None and initial.config.own_xenstore:
+                domain.leave_store_to_dom0()
+            elif not config.own_xenstore:
                 domain.connect_store(self.xenstore)
             self._attach_devices(domain)
             domain.load(image, modules, plan.sites)
@@ -135,7 +138,13 @@ class Hypervisor:
         if domain.pc is not None:
             self._plug_devices(domain.config, domain.pc)
             return
-        assert domain.bus is not None
+        if domain.bus is None:
+            if domain.config.disks or domain.config.nets or domain.config.shares:
+                raise UsageError(
+                    f"{domain.config.name}: with its xenstore in dom0, a guest's disks, network cards and shares are for "
+                    "dom0 to give; leave them out, or use --xenstore internal"
+                )
+            return
         for disk in domain.config.disks:
             from vmm.devices.block.backend import open_disk  # most guests have none
 

@@ -40,6 +40,8 @@ class Request(NamedTuple):
     observation: "Observation | None" = None
     gdb: str | None = None
     gdb_wait: bool = False
+    beside: tuple[tuple[DomainConfig, Start], ...] = ()
+    """Guests that run beside a dom0, for as long as that does."""
 
 
 def run_guest(config: DomainConfig, request: Request) -> int:
@@ -69,6 +71,7 @@ class _Runner:
         self._left = threading.Event()
         self._own_initrd = False
         self._domain: Domain | None = None
+        self._beside: list[Domain] = []
         self._system = System()
         self._hypervisor = Hypervisor(self._system)
         self._chardevs: list[Chardev] = []
@@ -103,7 +106,8 @@ class _Runner:
             try:
                 status = self._run_domain(domain)
             finally:
-                self._hypervisor.destroy_domain(domain)
+                for each in [*self._beside, domain]:
+                    self._hypervisor.destroy_domain(each)
             if status is not None:
                 return status
 
@@ -114,9 +118,19 @@ class _Runner:
             self._observer.attach(self._hypervisor, domain, self._tee)
         prepared.image.close()
         prepared.modules.clear()
+        self._create_beside()
         gc.freeze()
         gc.enable()
         return domain
+
+    def _create_beside(self) -> None:
+        self._beside = []
+        for config, start in self._request.beside:
+            console = self._open(config.console, "--with-domu: --console")
+            prepared = prepare(config, start)
+            domain = self._hypervisor.create_domain(prepared.config, prepared.image, prepared.modules, console)
+            prepared.image.close()
+            self._beside.append(domain)
 
     def _run_domain(self, domain: Domain) -> int | None:
         """The exit status, or None where the guest is to be started again."""
@@ -132,6 +146,8 @@ class _Runner:
             for vcpu in domain.vcpus:
                 vcpu.hold()
         domain.start()
+        for other in self._beside:
+            other.start()
         self._debug(domain)
         self._control_by_socket()
         if self._request.start.command is None or os.isatty(0):
