@@ -329,7 +329,7 @@ class Domain:
     def close(self) -> None:
         """Stop, and release all that the domain holds, of itself and of others."""
         self.stop()
-        self.events.close_all()
+        self.events.end()
         if self._built:
             self.grant_maps.end_all(self.memory)
             self.grants.close()

@@ -181,8 +181,13 @@ class Hypervisor:
         self._release(domain)
 
     def ask(self, domain: Domain, action: str) -> bool:
-        """Ask the guest's kernel for `poweroff` or `reboot`, as `xl` does; False where it does not listen."""
-        return self.xenstore.run(lambda store: ask_for(store, domain.domid, action))
+        """Ask the guest's kernel for `poweroff` or `reboot`; False where it does not listen.
+
+        As `xl` does, or by the power button of a dom0 whose xenstore is its own.
+        """
+        if not domain.config.own_xenstore:
+            return self.xenstore.run(lambda store: ask_for(store, domain.domid, action))
+        return action == "poweroff" and domain.power.press_power_button()
 
     def write(self, domain: Domain, key: str, value: str) -> None:
         """Write a key of a domain's home in xenstore, as a toolstack does."""

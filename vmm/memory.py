@@ -7,12 +7,15 @@ is, which is never changed in place.  A region, once there, stays until the doma
 import errno
 import threading
 from bisect import bisect_right
+from collections.abc import Callable
+from typing import TypeVar
 
 from vmm.errors import PyvmmError
 from vmm.kvm import PAGE_BYTES, HostMemory, KvmError, PageFile, SlotFlag, Vm
 from vmm.xenabi.constants import E820
 from vmm.xenabi.interfaces import Gfn, Gpa, MemmapEntry, XenError
 
+Result = TypeVar("Result")
 GIB = 1 << 30
 LOW_RAM_END = 0xF000_0000
 """Where RAM below 4 GiB ends at the latest (Xen: HVM_BELOW_4G_MMIO_START)."""
@@ -101,6 +104,7 @@ class GuestMemory:
         self.xen_pages = HostMemory(xen_pages * PAGE_BYTES, file=self._xen_file)
         self._placed: dict[int, Gfn] = {}
         self._shareable = shareable
+        self._closed = False
         self._foreign: dict[Gfn, tuple[GuestMemory, Gfn]] = {}
         """What other domains' pages are shown here, under `_SHARING`."""
         self._lent: dict[Gfn, set[tuple[GuestMemory, Gfn]]] = {}
@@ -331,6 +335,11 @@ class GuestMemory:
             self._blank(gfn)
             return True
 
+    def with_page(self, gfn: Gfn, use: Callable[[memoryview], Result]) -> Result:
+        """Do something with a page of a domain, another's perhaps, that does not end meanwhile.  XenError(EINVAL)."""
+        with _SHARING:
+            return use(self.page(gfn))
+
     def _own_page(self, gfn: Gfn) -> tuple[PageFile, int]:
         """The file that holds a page of this domain's RAM, and where; XenError(EINVAL)."""
         region = self.find(gfn * PAGE_BYTES)
@@ -371,6 +380,8 @@ class GuestMemory:
         region = self.find(gpa)
         if region is not None:
             return region
+        if self._closed:
+            raise XenError(errno.ESRCH)
         if gpa >= ADDRESS_LIMIT or any(first <= gpa < last for first, last in self._holes):
             raise XenError(errno.EINVAL)
         if self._windows == MAX_WINDOWS:
@@ -387,15 +398,16 @@ class GuestMemory:
 
     def close(self) -> None:
         """Release everything; the domain's vCPUs have ended and its slots go with its machine."""
-        with _SHARING:
+        with _SHARING, self._lock:
+            self._closed = True
             for gfn in list(self._lent):
                 self._revoke(gfn)
             for gfn in list(self._foreign):
                 self._forget_foreign(gfn)
-        for region in self._regions:
-            region.host.close()
-            if region.host.file is not None:
-                region.host.file.close()
-        self._regions, self._starts = [], []
-        self.xen_pages.close()
-        self._xen_file.close()
+            regions, self._regions, self._starts = self._regions, [], []
+            for region in regions:
+                region.host.close()
+                if region.host.file is not None:
+                    region.host.file.close()
+            self.xen_pages.close()
+            self._xen_file.close()

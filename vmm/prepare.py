@@ -79,7 +79,7 @@ def _modules(config: DomainConfig, start: Start) -> list[tuple[str, bytes]]:
     names = ["virtio_blk" if config.initial else "xen_blkfront", "crc32c_generic", "ext4"] if config.disks else []
     names += ["virtio_net" if config.initial else "xen_netfront"] if config.nets else []
     if config.initial:
-        names += ["xen_evtchn", "xen_gntdev", "xen_gntalloc", "xen_privcmd", "xenfs"]
+        names += ["xen_evtchn", "xen_gntdev", "xen_gntalloc", "xen_privcmd", "xenfs", "button"]
         names += ["virtio_pci"] if config.disks or config.nets else []
     names += ["9pnet_xen", "9p"] if config.shares else []
     names += [word.partition("=")[2] for word in config.command_line.split() if word.startswith("rootfstype=")]

@@ -39,6 +39,14 @@ def rootfs() -> Path:
     return Path(done.stdout.strip())
 
 
+@pytest.fixture(scope="session")
+def dom0_rootfs() -> Path:
+    """The same with Debian's Xen tools."""
+    done = subprocess.run([ROOT / "scripts/rootfs", "dom0"], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return Path(done.stdout.strip())
+
+
 @pytest.fixture
 def initramfs(tmp_path: Path) -> Callable[[str], Path]:
     """An initramfs that runs a script."""

@@ -1,11 +1,12 @@
-"""What real Xen showed the same kernel, point by point, and what a guest of pyvmm shows: `reference.txt` and a boot.
+"""What real Xen showed the same kernel, point by point, and what a guest of pyvmm shows: `reference*.txt` and a boot.
 
 `reference.txt` holds the facts of a Debian 6.1 cloud kernel in a PVH domU of Xen 4.17.7 (1 vCPU, 256 MiB, without the
-lines of its disk and network card), in the normal form of `normal`.
+lines of its disk and network card), in the normal form of `normal`.  `reference-dom0.txt` has those of the generic kernel
+in a PVH dom0 (1 vCPU, 1536 MiB) that say nothing of the machine below Xen: its memory map, PCI devices and ACPI tables.
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -13,7 +14,7 @@ DIFFERENCES = HERE.parents[1] / "docs/differences.md"
 
 FACTS = r"""
 echo "== hypervisor"
-cd /sys/hypervisor; for file in $(find . -type f | sort); do echo "/sys/hypervisor${file#.}: $(cat $file)"; done
+cd /sys/hypervisor; for file in $(find . -type f | sort); do echo "/sys/hypervisor${file#.}: $(cat $file 2>&1)"; done
 echo "== interrupts"; cat /proc/interrupts
 echo "== iomem"; cat /proc/iomem
 echo "== ioports"; cat /proc/ioports
@@ -21,6 +22,7 @@ echo "== clock"; cd /sys/devices/system
 cat clocksource/clocksource0/current_clocksource clocksource/clocksource0/available_clocksource
 cat clockevents/clockevent0/current_device
 echo "== acpi"; ls -1 /sys/firmware/acpi/tables
+[ -c /dev/xen/privcmd ] && { echo "== xen"; ls -1 /dev/xen; cat /proc/xen/capabilities; }
 echo "== end"
 poweroff -f
 """
@@ -65,14 +67,27 @@ def _kept(section: str, line: str) -> Iterator[str]:
         yield re.sub(r"^\w+-\w+( : Kernel)", r"N\1", line)
 
 
-def reference() -> set[str]:
+_MACHINE = re.compile(
+    r"log: (BIOS-e820|e820: |clipped|\[mem |pci[ _]|acpi PNP|DMI|ACPI: (PCI: Interrupt link|\S{2,4} +N N|INT_SRC_OVR))"
+    r"|(iomem|ioports|acpi|clock): "
+)
+
+
+def of_dom0(lines: Iterable[str]) -> set[str]:
+    """Those that do not tell of the machine that dom0 is on."""
+    return {line for line in lines if not _MACHINE.match(line)}
+
+
+def reference(name: str = "reference.txt") -> set[str]:
     """What Xen showed."""
-    return set((HERE / "reference.txt").read_text().splitlines())
+    return set((HERE / name).read_text().splitlines())
 
 
 def listed() -> dict[str, set[str]]:
     """The lines that docs/differences.md lists, by who alone has them: `Xen`, `pyvmm`, or that without KVM_XEN."""
-    found: dict[str, set[str]] = {"Xen": set(), "pyvmm": set(), "pyvmm without KVM_XEN": set()}
-    for who, line in re.findall(r"^\| (Xen|pyvmm.*?) \| `([^/].*?)` \|", DIFFERENCES.read_text(), re.MULTILINE):
+    found: dict[str, set[str]] = {
+        who: set() for who in ("Xen", "pyvmm", "pyvmm without KVM_XEN", "Xen's dom0", "pyvmm's dom0")
+    }
+    for who, line in re.findall(r"^\| (Xen.*?|pyvmm.*?) \| `([^/].*?)` \|", DIFFERENCES.read_text(), re.MULTILINE):
         found[who].add(line)
     return found

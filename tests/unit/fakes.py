@@ -2,6 +2,7 @@
 
 import errno
 from collections import Counter
+from collections.abc import Callable
 
 from vmm.xenabi.console_ring import ConsoleRing
 from vmm.xenabi.constants import PAGE_BYTES, ShutdownReason
@@ -190,6 +191,9 @@ class Memory:
             raise XenError(errno.EINVAL)
         return memoryview(self.bytes.setdefault(gfn, bytearray(PAGE_BYTES)))
 
+    def with_page(self, gfn: Gfn, use: Callable[[memoryview], bytes]) -> bytes:
+        return use(self.page(gfn))
+
     def map_foreign(self, gfn: Gfn, source: "Memory", source_gfn: Gfn, *, writable: bool = True) -> None:
         if gfn > 1 << 28 or source_gfn not in source.present:
             raise XenError(errno.EINVAL)
@@ -229,7 +233,7 @@ class Domain:
 
     def __init__(self, vcpus: int = 2, *, privileged: bool = False, hypervisor: "Hypervisor | None" = None) -> None:
         self.hypervisor = hypervisor or Hypervisor()
-        self.domid = Domid(0 if privileged else len(self.hypervisor.known) + 1)
+        self.domid = Domid(0 if privileged else max(self.hypervisor.known, default=0) + 1)
         self.hypervisor.known[self.domid] = self
         self.ended_by: ShutdownReason | None = None
         self.handle = bytes(range(16))

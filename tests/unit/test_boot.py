@@ -102,9 +102,9 @@ ff0fff0f 00000000 00000000 00240000 75810000 01080000 f90c0000 00000000
 """
 
 
-def tables(vcpus: int) -> dict[bytes, bytes]:
+def tables(vcpus: int, *, pc: bool = False) -> dict[bytes, bytes]:
     """The tables by signature, found as a guest finds them: RSDP, XSDT, then each address."""
-    memory = acpi.build(vcpus)
+    memory = acpi.build(vcpus, pc=pc)
 
     def at(address: int, size: int) -> bytes:
         return memory[address - acpi.ACPI_BASE :][:size]
@@ -145,11 +145,28 @@ def test_madt_is_the_references_for_one_and_two_vcpus() -> None:
         assert found == bytes.fromhex(expected)
 
 
+def test_a_pc_has_an_ioapic_its_configuration_space_and_no_8259() -> None:
+    found = tables(2, pc=True)
+    madt = found[b"APIC"]
+    assert madt[40:44] == bytes(4)  # Linux looks for an 8259 and its timer where this says that there is one
+    entries, at = [], 44
+    while at < len(madt):
+        entries.append(madt[at : at + madt[at + 1]])
+        at += madt[at + 1]
+    assert [entry[0] for entry in entries] == [0, 0, 1, 2]
+    assert struct.unpack("<II", entries[2][4:]) == (acpi.IOAPIC_ADDRESS, 0)
+    assert struct.unpack("<BBIH", entries[3][2:]) == (0, 9, 9, 0xD)
+    assert struct.unpack("<QHBB", found[b"MCFG"][44:56]) == (acpi.ECAM_BASE, 0, 0, 255)
+    boot_flags = struct.unpack_from("<H", found[b"FACP"], 109)[0]
+    assert (boot_flags & 1 << 5, boot_flags & 1 << 1, found[b"FACP"][108]) == (0, 2, 0x32)  # a clock, an i8042, a century
+
+
+@pytest.mark.parametrize("pc", [False, True], ids=["domU", "dom0"])
 @pytest.mark.parametrize("vcpus", [1, 2, 128])
-def test_iasl_reads_the_tables_and_compiles_the_dsdt_again(vcpus: int, tmp_path: Path) -> None:
+def test_iasl_reads_the_tables_and_compiles_the_dsdt_again(vcpus: int, pc: bool, tmp_path: Path) -> None:
     assert shutil.which("iasl"), "install acpica-tools: its compiler is what the tables are checked with"
-    found = tables(vcpus)
-    for signature in (b"DSDT", b"FACP", b"APIC", b"XSDT"):
+    found = tables(vcpus, pc=pc)
+    for signature in (b"DSDT", b"FACP", b"APIC", b"XSDT", *([b"MCFG"] if pc else [])):
         path = tmp_path / f"{signature.decode()}.aml"
         path.write_bytes(found[signature])
         done = subprocess.run(["iasl", "-d", path], capture_output=True, text=True, check=False)
@@ -161,6 +178,8 @@ def test_iasl_reads_the_tables_and_compiles_the_dsdt_again(vcpus: int, tmp_path:
     assert " 0 Errors" in compiled.stdout, compiled.stdout
     source = (tmp_path / "DSDT.dsl").read_text()
     assert re.findall(r"Processor \(P(\d{3}), 0x(..)", source) == [(f"{n:03}", f"{n:02X}") for n in range(vcpus)]
+    for text in ("PNP0A08", "PNP0B00", "PNP0303", "PNP0F13", "PNP0C02", "0xF0000000", "0xFBFFFFFF"):
+        assert (text in source) == pc, text
 
 
 # ------------------------------------------------------------------------------------------------ CPUID

@@ -90,3 +90,35 @@ def test_kvm_that_may_not_be_opened_gives_5(tmp_path: Path) -> None:
         Path(folder).chmod(0o755)
         done = with_kvm_at(locked, "os.setuid(65534);", "run", image)
     one_sentence(done, 5, "run as root, or join the group")
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--with-domu", "FILE"], "add --dom0"),
+        (["--dom0", "--with-domu", "/nowhere/at/all"], "No such file or directory"),
+        (["--dom0", "--share", "/tmp"], "a dom0 has PCI devices only"),
+        (["--dom0", "--root", "host"], "a dom0 has PCI devices only"),
+    ],
+)
+def test_what_a_dom0_cannot_have_is_refused(options: list[str], reason: str, tmp_path: Path) -> None:
+    (tmp_path / "image").write_bytes(good())
+    (tmp_path / "FILE").write_text("image")
+    words = [str(tmp_path / "FILE") if word == "FILE" else word for word in options]
+    one_sentence(pyvmm("run", tmp_path / "image", *words), 2, reason)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        ("image --dom0", "a domU has no --dom0"),
+        ("image --console stdio", "no console on stdio"),
+        ("image --vcpus many", "--vcpus"),
+        ("image 'unclosed", "No closing quotation"),
+        ("image -m 1K", "--memory 1K is too little"),
+    ],
+)
+def test_a_guest_beside_dom0_that_cannot_be_is_refused(text: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "image").write_bytes(good())
+    (tmp_path / "guest").write_text(f"# a comment\n{text}\n")
+    one_sentence(pyvmm("run", tmp_path / "image", "--dom0", "--with-domu", tmp_path / "guest"), 2, reason)

@@ -48,5 +48,6 @@ def test_impossible_domains_are_refused_with_their_reason(change: dict[str, obje
 
 def test_only_named_feature_combinations_are_built() -> None:
     assert named(COMBINATIONS["pvh-domU"]) == "pvh-domU"
+    assert named(COMBINATIONS["pvh-dom0"]) == "pvh-dom0"
     with pytest.raises(UsageError, match="pvh-domU"):
         named(Feature.LAPIC | Feature.PCI)

@@ -53,8 +53,6 @@ class Actions:
         }
 
     def _ask(self, action: str) -> None:
-        if action == "poweroff" and self._domain().power.press_power_button():
-            return
         if not self._hypervisor.ask(self._domain(), action):
             raise PyvmmError(f"the guest's kernel does not listen for {action}; `pyvmm destroy` stops it at once")
 

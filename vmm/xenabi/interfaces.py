@@ -180,6 +180,10 @@ class GuestMemory(Protocol):
         """Show a page of another domain's RAM there; `source` is that domain's memory.  XenError(EINVAL, ENOMEM)."""
         ...
 
+    def with_page(self, gfn: Gfn, use: Callable[[memoryview], bytes]) -> bytes:
+        """Do something with a page of a domain that may end at any time.  XenError(EINVAL) where there is none."""
+        ...
+
     def unmap_foreign(self, gfn: Gfn) -> bool:
         """Take it away again; False where it is gone already."""
         ...

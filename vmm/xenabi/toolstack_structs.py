@@ -114,6 +114,12 @@ class SysctlNumainfo(Struct, c_name="xen_sysctl_numainfo", header="sysctl.h"):
     distance: HANDLE_64
 
 
+class SysctlPcitopoinfo(Struct, c_name="xen_sysctl_pcitopoinfo", header="sysctl.h"):
+    num_devs: U32
+    devs: HANDLE_64
+    nodes: HANDLE_64
+
+
 class SysctlCpupoolOp(Struct, c_name="xen_sysctl_cpupool_op", header="sysctl.h"):
     op: U32
     cpupool_id: U32

@@ -248,6 +248,6 @@ def _with_page(domain: DomainState, end: _End, write: bool, use: Callable[[memor
 
 def _use_page(owner: DomainState, gfn: Gfn, use: Callable[[memoryview], bytes]) -> bytes:
     try:
-        return use(owner.memory.page(gfn))
+        return owner.memory.with_page(gfn, use)
     except XenError:
         raise _Refused(STATUS_BAD_ADDRESS) from None

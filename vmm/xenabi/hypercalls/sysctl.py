@@ -10,6 +10,7 @@ from vmm.xenabi.interfaces import Call, XenError
 from vmm.xenabi.state import HypervisorState
 from vmm.xenabi.toolstack_structs import (
     DomctlGetdomaininfo,
+    PhysdevPciDevice,
     Sysctl,
     SysctlAvailheap,
     SysctlCpuinfo,
@@ -21,6 +22,7 @@ from vmm.xenabi.toolstack_structs import (
     SysctlGetdomaininfolist,
     SysctlMeminfo,
     SysctlNumainfo,
+    SysctlPcitopoinfo,
     SysctlPhysinfo,
     SysctlReadconsole,
     SysctlSchedId,
@@ -29,12 +31,14 @@ from vmm.xenabi.toolstack_structs import (
 OP = Hypercall.sysctl
 VERSION = 0x15
 MAX_KEYS = 4096
+MAX_DEVICES = 64
 _CAN_HVM, _CAN_HAP, _GRANTS_V1, _GRANTS_V2 = 1 << 0, 1 << 3, 1 << 8, 1 << 9
 _SCHEDULER_UNKNOWN = 0  # the host's own schedules vCPUs, which is none of Xen's
-_POOL_INFO, _POOL_FREE = 4, 6
+_POOL_INFO, _POOL_FREE = 3, 7
 _LOCAL_DISTANCE = 10
+_INVALID_DEVICE = (1 << 32) - 2
 
-TABLE[OP] = Controls(Sysctl, VERSION, absent=(2, 10, 11, 12, 14, 19, 20, 21, 22, 23, 25, 26, 27, 29))
+TABLE[OP] = Controls(Sysctl, VERSION, absent=(2, 10, 11, 12, 14, 19, 20, 21, 23, 25, 26, 27, 29))
 
 
 def _hypervisor(call: Call) -> HypervisorState:
@@ -122,6 +126,17 @@ def numainfo(call: Call, op: SysctlNumainfo) -> None:
     if op.num_nodes and op.distance:
         call.vcpu.write_virtual(op.distance, struct.pack("<I", _LOCAL_DISTANCE))
     op.num_nodes = 1
+
+
+@suboperation(OP, 22, "pcitopoinfo", arg=SysctlPcitopoinfo, out=True)
+def pcitopoinfo(call: Call, op: SysctlPcitopoinfo) -> None:
+    """The node of each device of a list: the host's one, for those on the caller's bus."""
+    size = PhysdevPciDevice.sizeof(call.abi)
+    op.num_devs = min(op.num_devs, MAX_DEVICES)
+    for number in range(op.num_devs):
+        device = PhysdevPciDevice.unpack(call.vcpu.read_virtual(op.devs + number * size, size), call.abi)
+        known = domain_of(call).has_pci_device(device.seg, device.bus, device.devfn)
+        call.vcpu.write_virtual(op.nodes + 4 * number, struct.pack("<I", 0 if known else _INVALID_DEVICE))
 
 
 @suboperation(OP, 18, "cpupool_op", arg=SysctlCpupoolOp, out=True)

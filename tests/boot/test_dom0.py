@@ -1,0 +1,202 @@
+"""Stock Debian as Xen's initial domain: what its kernel sees, what Xen's own tools in it print, and a guest beside it."""
+
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.boot.reference import FACTS, listed, normal, of_dom0, reference
+from tests.boot.session import session, shell
+from tests.commands import pyvmm
+from tests.guests import run
+from vmm.boot.initramfs import busybox_initramfs
+from vmm.boot.modules import ModuleFolder
+from vmm.boot.pvh import Module
+from vmm.config import DomainConfig
+from vmm.features import COMBINATIONS
+from vmm.kvm import System
+from vmm.xenabi.constants import ShutdownReason
+
+TIMEOUT_S = 240
+VCHAN_SOURCE = Path(__file__).with_name("vchan.c")
+VCHAN_LIBRARIES = ("xenvchan", "xenstore", "xengnttab", "xenevtchn", "xentoollog", "xentoolcore", "pthread", "dl")
+VCHAN_BYTES, VCHAN_ROUNDS = 1 << 20, 50
+
+# Each command, and what it has to print: facts that pyvmm was given, or has from the machine.
+TOOLS = {
+    "cat /proc/xen/capabilities": [r"^control_d$"],
+    "xen-detect": [r"^Running in PVH context on Xen V4\.17\.$"],
+    "xl info": [
+        r"^nr_cpus +: 2$",
+        r"^xen_version +: 4\.17\.7$",
+        r"^xen_scheduler +: unknown$",
+        r"^virt_caps +: hvm hap gnttab-v1 gnttab-v2$",
+        r"^total_memory +: \d{4}$",
+        r"^xen_caps +: xen-3\.0-x86_64 hvm-3\.0-x86_32 hvm-3\.0-x86_32p hvm-3\.0-x86_64 $",
+    ],
+    "xl list": [r"^Domain-0 +0 +1024 +1 +r----- +\d+\.\d$"],
+    "xl vcpu-list": [r"^Domain-0 +0 +0 +\d +r-- +\d+\.\d +all / all$"],
+    "xl debug-keys qx": [],
+    "xl dmesg": [
+        r"^\(XEN\) \*\*\* Building a PVH Dom0 \*\*\*$",
+        r"^\(XEN\) PCI add device 0000:00:00\.0$",
+        r"^\(XEN\) 'q' pressed -> dump domain \(and guest debug\) info$",
+        r"^\(XEN\)     nr_pages=262144 max_pages=262144$",
+        r"^\(XEN\) 'x' pressed -> no handler$",
+    ],
+    "xenpm get-cpu-topology": [r"^CPU0\s+\d+\s+\d+\s+0$", r"^CPU1\s+\d+\s+\d+\s+0$"],
+    "xenstore-ls /local/domain/0": [r'^name = "Domain-0"$'],
+    "xl cpupool-list": [r"^Pool-0 +2 +unknown +y +1$"],
+    "xl info -n": [r"^free_cpus +: 0$", r"^ +0: +0 +0 +0$"],
+    "xentop -b -i 1": [r"^ +Domain-0 -----r +\d+ +0\.0 +1048576 "],
+    # What pyvmm has not is refused, and the tools say so.
+    "xl pause 0": [r"Pausing domain: Operation not supported$"],
+    "xen-livepatch list": [r"^Error 95: Operation not supported$"],
+    "xenlockprof": [r"Function not implemented"],
+    "xl destroy 1": [r"Domain 1:Non-existant domain$"],
+}
+
+
+@pytest.fixture
+def disk(dom0_rootfs: Path, tmp_path: Path) -> Path:
+    """A disk of its own for a dom0."""
+    copy = tmp_path / "dom0.ext4"
+    subprocess.run(["cp", "--sparse=always", dom0_rootfs, copy], check=True)
+    return copy
+
+
+@pytest.fixture
+def generic(kernel: Callable[[str], Path]) -> tuple[Path, Path]:
+    """The kernel that boots as dom0, and its modules: the cloud kernels have no PCI IOAPIC quirks but no tools' devices."""
+    return kernel("--vmlinux 6.1-generic"), kernel("--modules 6.1-generic")
+
+
+def test_debian_as_dom0_sees_what_it_sees_on_xen(generic: tuple[Path, Path], system: System) -> None:
+    image, folder = generic
+    modules = ModuleFolder(folder).closure(["xen_evtchn", "xen_gntdev", "xen_privcmd", "xenfs"])
+    config = DomainConfig(
+        image,
+        command_line="console=hvc0 ignore_loglevel",
+        memory_bytes=1536 << 20,
+        features=COMBINATIONS["pvh-dom0"],
+        own_xenstore=True,
+    )
+    ended = run(config, [Module("the initrd", memoryview(busybox_initramfs(FACTS, modules=modules)))], TIMEOUT_S)
+    assert ended.outcome is not None, ended.console[-3000:]
+    assert ended.outcome.reason is ShutdownReason.poweroff
+    expected, shown, known = reference("reference-dom0.txt"), of_dom0(normal(ended.console)), listed()
+    assert sorted(expected - shown) == sorted(known["Xen's dom0"])
+    assert sorted(shown - expected) == sorted(known["pyvmm's dom0"])
+    assert set(ended.domain.unknown_hypercalls) <= {"platform_op.64", "mca"}  # Xen 4.17 knows none of these, either
+
+
+def test_xens_own_tools_in_dom0_print_what_they_should(generic: tuple[Path, Path], disk: Path, system: System) -> None:
+    image, folder = generic
+    marks = "".join(f"echo '== {number}'; {command} 2>&1\n" for number, command in enumerate(TOOLS))
+    done = pyvmm(
+        "run", "--dom0", image, "--modules", folder, "-m", "1G", "--disk", disk, "--xenstore", "internal",
+        "--append", "quiet root=/dev/vda rw", "--timeout", TIMEOUT_S,
+        "--exec", f"PATH=$PATH:/usr/lib/xen-4.17/bin\n{marks}exit 42", timeout_s=TIMEOUT_S,
+    )  # fmt: skip
+    print(done.stdout)
+    assert (done.returncode, done.stderr) == (42, "")
+    parts = re.split(r"^== \d+$\n", done.stdout, flags=re.MULTILINE)[1:]
+    for (command, patterns), printed in zip(TOOLS.items(), parts, strict=True):
+        for pattern in patterns:
+            assert re.search(pattern, printed, re.MULTILINE), (command, pattern, printed)
+
+
+def test_debian_boots_from_its_disk_as_dom0_with_two_vcpus_and_powers_off(
+    generic: tuple[Path, Path], disk: Path, system: System
+) -> None:
+    image, folder = generic
+    options = ("--dom0", "--modules", folder, "-m", "1G", "-c", 2, "--disk", disk, "--net", "tap", "--xenstore", "internal")
+    with session(image, *options, name="dom0", append="root=/dev/vda rw") as guest:
+        guest.expect("debian-12 login: ", TIMEOUT_S)
+        guest.type("root\n")
+        guest.expect(r"# ")
+        guest.type("exec sh\n")  # no line editing
+        shell(guest)
+        assert guest.run("nproc") == "2\n"
+        assert "vda" in guest.run("cat /proc/partitions")
+        guest.run("ip link show eth0 || ip link show enp0s2")
+        assert re.search(r"^Domain-0 +0 +1024 +2 ", guest.run("xl list"), re.MULTILINE)
+        assert guest.ask("status")["domid"] == 0
+        guest.run("dd if=/dev/urandom of=/root/big bs=1M count=8 conv=fsync && cp /root/big /root/copy && sync")
+        guest.run("echo 3 >/proc/sys/vm/drop_caches; cmp /root/big /root/copy")
+        guest.ask("shutdown")  # by xenstore, which the kernel watches
+        assert guest.process.wait(TIMEOUT_S) == 0
+    checked = subprocess.run(["e2fsck", "-fn", disk], capture_output=True, text=True, check=False)
+    assert checked.returncode == 0, checked.stdout
+
+
+# ------------------------------------------------------------------------------------- a guest beside it
+
+# A toolstack's part, with what Debian has: xenstored, and the nodes that let the guest write its own.
+INTRODUCE = """
+exec 2>&1
+mkdir -p /run/xen /run/xenstored
+/usr/lib/xen-4.17/bin/xenstored
+until [ -S /run/xenstored/socket ]; do sleep 0.1; done
+python3 -c "
+import ctypes
+xs = ctypes.CDLL('libxenstore.so.4')
+xs.xs_open.restype = ctypes.c_void_p
+print('introduced', xs.xs_introduce_domain(ctypes.c_void_p(xs.xs_open(0)), 1, ctypes.c_ulong(0xfeffc), 1))
+"
+xenstore-write /local/domain/1/domid 1 /local/domain/1/name beside /local/domain/1/data ''
+xenstore-chmod /local/domain/1 n0 r1
+xenstore-chmod /local/domain/1/domid n0 r1
+xenstore-chmod /local/domain/1/data n1
+"""
+# The guest's kernel has its xenstore once xenstored has rung.
+BESIDE = f"""
+until grep -q ' [1-9][0-9]* .*xenbus' /proc/interrupts; do sleep 0.2; done
+until [ -e /dev/xen/gntalloc ]; do sleep 0.2; done
+sleep 2
+vchan server 0 data/vchan {VCHAN_BYTES} {VCHAN_ROUNDS}
+sleep 1000
+"""
+
+
+@pytest.fixture
+def vchan(tmp_path: Path) -> Path:
+    """The program at both ends of the channel, for any Linux."""
+    program = tmp_path / "vchan"
+    libraries = [f"-l{name}" for name in VCHAN_LIBRARIES]
+    subprocess.run(
+        ["gcc", "-O2", "-static", "-w", "-o", program, VCHAN_SOURCE, *libraries], check=True, capture_output=True
+    )
+    return program
+
+
+def test_dom0s_xenstored_serves_a_guest_beside_it_and_a_vchan_carries_data_between_them(
+    generic: tuple[Path, Path], kernel: Callable[[str], Path], disk: Path, vchan: Path, tmp_path: Path, system: System
+) -> None:
+    image, folder = generic
+    for command in (f"write {vchan} /usr/bin/vchan", "sif /usr/bin/vchan mode 0100755"):
+        subprocess.run(["debugfs", "-w", "-R", command, disk], check=True, capture_output=True)
+    modules = ModuleFolder(kernel("--modules 6.1")).closure(["xen_evtchn", "xen_gntdev", "xen_gntalloc"])
+    initrd, guest, console = tmp_path / "initrd", tmp_path / "guest", tmp_path / "console"
+    initrd.write_bytes(busybox_initramfs(BESIDE, {"bin/vchan": vchan.read_bytes()}, modules))
+    guest.write_text(
+        f"# beside dom0\n{kernel('--vmlinux 6.1')} --initrd {initrd} -m 256M --append quiet --console file:{console}\n"
+    )
+    client = f"vchan client 1 /local/domain/1/data/vchan {VCHAN_BYTES} {VCHAN_ROUNDS}"
+    done = pyvmm(
+        "run", "--dom0", image, "--with-domu", guest, "--modules", folder, "-m", "768M", "--disk", disk,
+        "--append", "quiet root=/dev/vda rw", "--timeout", TIMEOUT_S,
+        "--exec", f"{INTRODUCE}\nxl list\n{client}\nstatus=$?\nxenstore-ls -fp /local/domain/1\nexit $status",
+        timeout_s=TIMEOUT_S,
+    )  # fmt: skip
+    print(done.stdout, console.read_text())
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "introduced 1" in done.stdout
+    assert re.search(r"^beside +1 +256 +1 +-b---- +\d+\.\d$", done.stdout, re.MULTILINE)
+    got = re.search(rf"^client: got {VCHAN_BYTES} bytes, sum ([0-9a-f]{{16}}),", done.stdout, re.MULTILINE)
+    assert got
+    assert f"server: sent {VCHAN_BYTES} bytes, sum {got[1]}, theirs {got[1]}" in console.read_text()
+    assert f"client: {VCHAN_ROUNDS} bytes there and back" in done.stdout
+    assert re.search(r'^/local/domain/1/data/vchan/ring-ref = "\d+" +\(n1,r0\)$', done.stdout, re.MULTILINE)
