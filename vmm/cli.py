@@ -132,10 +132,13 @@ def _beside(options: argparse.Namespace) -> "tuple[tuple[DomainConfig, Start], .
             words = shlex.split(path.read_text(), comments=True)
         except (OSError, ValueError) as error:
             raise UsageError(f"--with-domu {path}: {getattr(error, 'strerror', None) or error}") from None
-        given = make_parser("run").parse_args(["run", "--console", "none", "--name", f"domU-{number}", *words])
-        if given.dom0 or given.with_domu or given.console == "stdio":
-            raise UsageError(f"--with-domu {path}: a domU has no --dom0, no --with-domu, and no console on stdio")
-        found.append((_config(given)._replace(shareable=True), _start(given)))
+        try:
+            given = make_parser("run").parse_args(["run", "--console", "none", "--name", f"domU-{number}", *words])
+            if given.dom0 or given.with_domu or given.console == "stdio":
+                raise UsageError("a domU has no --dom0, no --with-domu, and no console on stdio")
+            found.append((_config(given)._replace(shareable=True), _start(given)))
+        except UsageError as error:
+            raise UsageError(f"--with-domu {path}: {error}") from None
     return tuple(found)
 
 

@@ -7,6 +7,7 @@ from scripts.benchmarks import (
     block,
     boot,
     calls,
+    dom0,
     events,
     guest,
     hypercall,
@@ -29,6 +30,7 @@ ANYWHERE = {
     "idle": idle,
     "trace": trace,
     "scale": scale,
+    "dom0": dom0,
 }
 """What runs on any KVM, with guests of a few instructions."""
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.guests import Transcript
+from tests.guests import Transcript, share_pages
 from vmm.boot.image import load_image
 from vmm.config import DomainConfig
 from vmm.domain import Domain
@@ -20,6 +20,7 @@ from vmm.kvm import System
 from vmm.xenabi.constants import Hypercall
 from vmm.xenabi.interfaces import Call, Domid, Gfn, GrantRef, XenError
 from vmm.xenabi.structs import GnttabCopy, GnttabMapGrantRef, GnttabUnmapGrantRef
+from vmm.xenabi.transport import Transport
 
 Build = Callable[[str], Path]
 PAGE_BYTES = 4096
@@ -30,12 +31,14 @@ ARGUMENT, ARGUMENT_GPA = 0x8000, 0x8000
 class Two:
     """A dom0 and a guest beside it, made but not started; hypercalls are made for them by hand."""
 
-    def __init__(self, system: System, image: Path, *, shareable: bool = True) -> None:
-        self.hypervisor = Hypervisor(system)
-        config = DomainConfig(image, memory_bytes=64 << 20, shareable=shareable)
+    def __init__(
+        self, system: System, image: Path, *, shareable: bool = True, transport: Transport = Transport.PAGE
+    ) -> None:
+        self.hypervisor, self.transcript = Hypervisor(system), Transcript()
+        config = DomainConfig(image, memory_bytes=64 << 20, shareable=shareable, transport=transport)
         dom0 = config._replace(features=COMBINATIONS["pvh-dom0"], own_xenstore=True, name="dom0")
         self.dom0, self.guest = (
-            self.hypervisor.create_domain(each.checked(), load_image(image), [], Transcript()) for each in (dom0, config)
+            self.hypervisor.create_domain(each.checked(), load_image(image), [], self.transcript) for each in (dom0, config)
         )
 
     def close(self) -> None:
@@ -238,6 +241,20 @@ def test_a_channel_between_domains_ends_with_one_of_them(two: Two) -> None:
     assert channel is not None
     assert channel.notify_remote is None
     two.dom0.events.send(far)
+
+
+def test_a_running_dom0_maps_grants_and_foreign_pages(system: System, build: Build, page_transport: Transport) -> None:
+    two = Two(system, build("maps"), transport=page_transport)
+    try:
+        share_pages(two.guest)
+        two.dom0.start()
+        outcome = two.dom0.wait(60)
+        two.dom0.stop()
+        assert "PASS" in two.transcript.text, two.transcript.text
+        assert outcome is not None
+        assert (two.guest.grants.in_use(), two.dom0.memory.shown_foreign) == ([], 0)
+    finally:
+        two.close()
 
 
 def test_the_guests_store_and_console_are_granted_to_dom0(two: Two) -> None:
