@@ -162,20 +162,19 @@ class GuestMemory:
             region = self.find(gfn * PAGE_BYTES)
             if region is None:
                 return False
-            self._revoke(gfn)
-            self._forget_foreign(gfn)
             if region.absent is None:
                 region.absent = bytearray((region.end - region.start) // PAGE_BYTES)
             index = gfn - region.start // PAGE_BYTES
             if region.absent[index]:
                 return False
-            region.absent[index] = 1
-            if gfn in self._placed.values():
-                self._placed = {page: at for page, at in self._placed.items() if at != gfn}
+            if gfn in self._foreign or gfn in self._placed.values():
+                self._vacate(gfn)
                 self._blank(gfn)
             else:
+                self._revoke(gfn)
                 region.host.discard(index * PAGE_BYTES, PAGE_BYTES)
                 self._pages -= 1
+            region.absent[index] = 1
             return True
 
     def populate(self, gfn: Gfn) -> bool:
@@ -281,11 +280,11 @@ class GuestMemory:
         """
         with _SHARING, self._lock:
             region = self._populated(gfn)
-            self._revoke(gfn)
-            self._forget_foreign(gfn)
-            before = self._placed.pop(page, None)
+            before = self._placed.get(page)
             if before is not None and before != gfn:
+                self._vacate(before)
                 self._blank(before)
+            self._vacate(gfn)
             region.host.show(gfn * PAGE_BYTES - region.start, self._xen_file, page)
             self._placed[page] = gfn
             self._maximum_gfn = max(self._maximum_gfn, gfn)
@@ -299,10 +298,24 @@ class GuestMemory:
         with _SHARING, self._lock:
             if self.find(gfn * PAGE_BYTES) is None:
                 raise XenError(errno.EINVAL)
-            self._revoke(gfn)
-            self._forget_foreign(gfn)
-            self._placed = {page: at for page, at in self._placed.items() if at != gfn}
+            self._vacate(gfn)
             self._blank(gfn)
+
+    def _vacate(self, gfn: Gfn) -> None:
+        """What is shown at a gfn goes: a page of its own to the host, and from whoever else has it mapped."""
+        self._revoke(gfn)
+        if gfn in self._foreign:
+            self._forget_foreign(gfn)
+            return
+        if gfn in self._placed.values():
+            self._placed = {page: at for page, at in self._placed.items() if at != gfn}
+            return
+        region = self.find(gfn * PAGE_BYTES)
+        if region is None or region.host.file is None:
+            return  # an anonymous page goes when another is put in its place
+        index = gfn - region.start // PAGE_BYTES
+        if region.absent is None or not region.absent[index]:
+            region.host.discard(index * PAGE_BYTES, PAGE_BYTES)
 
     # ----------------------------------------------------------------------- pages of other domains
 
@@ -315,9 +328,7 @@ class GuestMemory:
             file, page = source._own_page(source_gfn)
             with self._lock:
                 region = self._populated(gfn)
-                self._revoke(gfn)
-                self._forget_foreign(gfn)
-                self._placed = {known: at for known, at in self._placed.items() if at != gfn}
+                self._vacate(gfn)
                 try:
                     region.host.show(gfn * PAGE_BYTES - region.start, file, page, writable=writable)
                 except KvmError:
@@ -394,7 +405,10 @@ class GuestMemory:
                 start = max(start, last)
             if first > gpa:
                 end = min(end, first)
-        return self._add(start, self._memory(end - start))
+        window = self._add(start, self._memory(end - start))
+        if self._shareable:  # nothing is there to be given back, nor to be shared
+            window.absent = bytearray(b"\1" * ((end - start) // PAGE_BYTES))
+        return window
 
     def close(self) -> None:
         """Release everything; the domain's vCPUs have ended and its slots go with its machine."""

@@ -57,33 +57,26 @@ class HostMemory:
         self.view = memoryview(ffi.buffer(pointer, size_bytes)).cast("B")
 
     def show(self, offset_bytes: int, file: "PageFile", page: int, *, writable: bool = True) -> None:
-        """Put a page of `file` where the page at `offset_bytes` was; what was there is given back to the host.
+        """Put a page of `file` where the page at `offset_bytes` was; an anonymous one is given back to the host.
 
         Where it is not to be written, a write makes a copy, for this place alone: it must not fault.
         """
-        self._give_back(offset_bytes, PAGE_BYTES)
         flags = (lib.MAP_SHARED if writable else lib.MAP_PRIVATE) | lib.MAP_FIXED
         _map(self.address + offset_bytes, PAGE_BYTES, flags, file.fd, page * PAGE_BYTES)
 
     def blank(self, offset_bytes: int, size_bytes: int) -> None:
-        """Put zero pages of its own there; what was there is given back to the host."""
+        """Put pages of its own there again: anonymous ones are new and zero, a file's are as they were left."""
         if self.file is None:
             _map(self.address + offset_bytes, size_bytes, _ANONYMOUS | lib.MAP_FIXED, -1, 0)
         else:
             flags = lib.MAP_SHARED | lib.MAP_FIXED
             _map(self.address + offset_bytes, size_bytes, flags, self.file.fd, offset_bytes)
-            self.discard(offset_bytes, size_bytes)
 
     def discard(self, offset_bytes: int, size_bytes: int) -> None:
-        """Give its own pages back to the host; they read as zeros until written again."""
+        """Give its own pages back to the host, which have to be there; they read as zeros until written again."""
         advice = lib.MADV_DONTNEED if self.file is None else lib.MADV_REMOVE
         if lib.madvise(ffi.cast("char *", self.address + offset_bytes), size_bytes, advice) < 0:
             fail("madvise")
-
-    def _give_back(self, offset_bytes: int, size_bytes: int) -> None:
-        # The file's own page stays in the file when another is mapped over it, so it has to go first.
-        if self.file is not None:
-            self.blank(offset_bytes, size_bytes)
 
     def fetch_or_64(self, offset_bytes: int, bits: int) -> int:
         """Set bits of an aligned 64-bit word in one locked instruction; the word before."""
