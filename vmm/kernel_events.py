@@ -38,8 +38,7 @@ class KernelEvents:
         self._domain.vm.xen_set_shared_info(gfn)
         self._domain.vm.xen_let_send(True)
         self.active = True
-        for each in self._domain.vcpus:
-            each.time.choose_timekeeper()
+        self.queues_changed()
         for port, vcpu in ipis:
             self.bind_ipi(port, vcpu)
         if self._domain.callback_vector is not None:
@@ -57,7 +56,7 @@ class KernelEvents:
             self._domain.vm.xen_let_send(False)
             for vcpu in self._domain.vcpus:
                 vcpu.time.take_timer_from_kvm()
-                vcpu.time.choose_timekeeper()
+            self.queues_changed()
 
     def bind_ipi(self, port: Port, vcpu: VcpuId) -> None:
         """A port that interrupts a vCPU of the same domain."""
@@ -80,6 +79,11 @@ class KernelEvents:
         """A vCPU's VIRQ_TIMER is no longer bound."""
         if self.active:
             self._domain.vcpus[vcpu].time.take_timer_from_kvm()
+
+    def queues_changed(self) -> None:
+        """Each vCPU looks anew for who raises its timer event."""
+        for vcpu in self._domain.vcpus:
+            vcpu.post(vcpu.time.choose_timekeeper)
 
     def set_callback_vector(self, vector: int | None) -> None:
         """The vector that KVM injects while a vCPU's upcall is pending."""

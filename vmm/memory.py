@@ -60,6 +60,11 @@ class SharedBytes:
         self._offset = offset_bytes
         self.size_bytes = size_bytes
 
+    @property
+    def address(self) -> int:
+        """Where it is in this process: for as long as the domain lives, whatever the guest puts there."""
+        return self._host.address + self._offset
+
     def read(self, offset_bytes: int, size_bytes: int) -> bytes:
         start = self._offset + offset_bytes
         return bytes(self._host.view[start : start + size_bytes])

@@ -146,10 +146,10 @@ class Vcpu:
 
     def settle(self) -> None:
         """Let KVM complete the instruction that it has left the guest for, and no more; in this vCPU's own thread."""
-        self.kvm.run.immediate_exit = 1
+        self.kvm.leave_at_once()
         while (reason := self.kvm.enter()) >= 0:  # a string instruction, with more to come
             self.exit_handlers[reason]()
-            self.kvm.run.immediate_exit = 1
+            self.kvm.leave_at_once()
         if reason == Exit.INIT_TAKEN:
             self.time.restore_clock()
         self.kvm.kick_seen()  # whoever kicked meanwhile has posted something, which is looked for before the next entry
@@ -167,6 +167,10 @@ class Vcpu:
     def thread_id(self) -> int | None:
         """The host's number of its thread, once that has started."""
         return self._thread.native_id
+
+    def waits(self) -> None:
+        """Its timer, which the C loop waits for, has to be Python's while it waits in a hypercall."""
+        self.time.take_timer_from_loop()
 
     def place(self) -> tuple[int, bool]:
         """The host's CPU that its thread was last on, and whether it runs there now."""
@@ -452,6 +456,7 @@ class Vcpu:
         """Route this vCPU's upcalls to a vector at its LAPIC; what was pending before had nowhere to go."""
         self.domain.route_upcall(self.id, vector)
         self._vector = vector
+        self.post(self.time.choose_timekeeper)
         if self.domain.kernel_events.active:
             self.post(lambda: self.kvm.xen_set_upcall_vector(vector))
         self.upcall()
@@ -469,6 +474,7 @@ class Vcpu:
         if self.info is not None:
             place.write(0, self.info.read(0, VCPU_INFO_BYTES))
         self.info = place
+        self.post(self.time.choose_timekeeper)
         if self.is_own_thread():
             self._set_clock(gpa + VCPU_TIME_OFFSET)
         else:

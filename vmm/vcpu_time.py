@@ -4,10 +4,12 @@
 """
 
 import errno
+from time import CLOCK_MONOTONIC, clock_gettime_ns
 from typing import TYPE_CHECKING
 
-from vmm.kvm import XenFlag
+from vmm.kvm import TimerEvent, XenFlag
 from vmm.kvm.timer import Timer
+from vmm.memory import SharedBytes
 from vmm.xenabi.constants import RUNSTATE_UPDATE, Runstate, Virq
 from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.interfaces import RunstateTimes, XenError
@@ -21,6 +23,7 @@ MSR_KVM_SYSTEM_TIME_NEW = 0x4B56_4D01
 TIME_INFO_BYTES = 32
 RUNSTATE_UPDATE_NS = 50_000_000
 NEVER_NS = (1 << 64) - 1
+LONGEST_DELAY_NS = 1 << 60
 
 
 class VcpuTime:
@@ -36,6 +39,7 @@ class VcpuTime:
         self._runstate_due = NEVER_NS
         self._runstate_by_kvm = False
         self._clock_gpa: int | None = None
+        self._raised_by_loop = False
 
     def place_clock(self, gpa: int) -> None:
         """The guest's vcpu_time_info is here."""
@@ -109,11 +113,17 @@ class VcpuTime:
         """VIRQ_TIMER at a guest system time, or never."""
         if deadline_ns is not None and deadline_ns > self._runstate_due:
             self._update_runstate()
+        if self._vcpu.kvm.own_deadline_ns:
+            self._vcpu.kvm.arm_own_timer(0)
         if deadline_ns is None:
             self.singleshot.disarm()
         elif self._vcpu.domain.kernel_events.active and self._kvm_can_time():
             self.singleshot.disarm()
             self._leave_timer_to_kvm(deadline_ns)
+        elif self._raised_by_loop:
+            self.singleshot.disarm()
+            ahead = deadline_ns - self._vcpu.domain.system_time_ns()
+            self._vcpu.kvm.arm_own_timer(min(max(ahead, 1), LONGEST_DELAY_NS))
         else:
             self.singleshot.arm(deadline_ns - self._vcpu.domain.system_time_ns())
 
@@ -143,9 +153,40 @@ class VcpuTime:
             self.periodic.arm(period_ns, period_ns)
 
     def choose_timekeeper(self) -> None:
-        """Let the C loop set the timer where KVM does not and where nobody has to see it done."""
-        possible = self.in_loop and self._vcpu.online and not self._vcpu.domain.kernel_events.active
-        self._vcpu.kvm.let_loop_time(self.singleshot.fd if possible else None, self._runstate_due)
+        """Let the C loop set the timer where KVM does not and where nobody has to see it done, and raise its event, too,
+        where that has a FIFO queue of its own and the vCPU an upcall vector."""
+        kvm, events = self._vcpu.kvm, self._vcpu.domain.kernel_events
+        possible = self.in_loop and self._vcpu.online and not events.active
+        kvm.let_loop_time(self.singleshot.fd if possible else None, self._runstate_due)
+        if self._vcpu.is_own_thread():
+            event = self._timer_event() if possible and self._vcpu.vector else None
+            if event is None:
+                self.take_timer_from_loop()
+            self._raised_by_loop = kvm.let_loop_raise(event)  # what Python waits for it still raises itself
+
+    def _timer_event(self) -> TimerEvent | None:
+        queue, info = self._vcpu.domain.events.timer_queue(self._vcpu.id), self._vcpu.info
+        if queue is None or info is None:
+            return None
+        assert isinstance(queue.page, SharedBytes)
+        assert isinstance(queue.block, SharedBytes)
+        return TimerEvent(
+            queue.port,
+            queue.ready_bit,
+            queue.page.address + queue.word_offset,
+            queue.block.address + queue.head_offset,
+            queue.block.address,
+            info.address,
+            self._vcpu.upcall_fd,
+        )
+
+    def take_timer_from_loop(self) -> None:
+        """What the C loop waits for is Python's to wait for, until the guest's next deadline; in the vCPU's thread."""
+        kvm = self._vcpu.kvm
+        if self._vcpu.is_own_thread() and kvm.own_deadline_ns:
+            ahead = kvm.own_deadline_ns - clock_gettime_ns(CLOCK_MONOTONIC)
+            kvm.arm_own_timer(0)
+            self.singleshot.arm(ahead)
 
     def _fired(self) -> None:
         self._vcpu.domain.events.send_virq(Virq.TIMER, self._vcpu.id)

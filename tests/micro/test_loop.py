@@ -1,18 +1,25 @@
 """What the C loop answers by itself: nothing that Python would answer otherwise, and nothing outside the guest's RAM."""
 
+import os
 import select
 import struct
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmm.kvm import HostMemory, System, Vm
+from tests.unit.fakes import Vcpu as FakeVcpu
+from vmm.kvm import PAGE_BYTES, HostMemory, System, Vm
 from vmm.kvm._native import ffi, lib
 from vmm.kvm.timer import Timer
+from vmm.memory import SharedBytes
 from vmm.paging import CR0_PG, CR4_LA57, EFER_LMA, PageFault, translate
+from vmm.xenabi.constants import Virq
+from vmm.xenabi.evtchn import EventChannels
+from vmm.xenabi.evtchn_abi import CONTROL_BLOCK_BYTES
+from vmm.xenabi.interfaces import Domid, Port, VcpuId
 
 RAM_BYTES = 1 << 16
 RAM_START = 0x10000  # so that addresses below RAM exist
@@ -162,3 +169,80 @@ def test_the_loop_walks_hostile_page_tables_as_python_does(loop: Loop, data: st.
     assert not answered or (expected is not None and expected[8:12] == bytes(4))
     if expected is not None and expected[8:12] == bytes(4):
         assert answered
+
+
+# ------------------------------------------------------------------------------------ the timer's event
+
+TIMER_PORT, PRIORITY = 5, 0
+EVENT_PAGE, BLOCK, INFO = 0x0000, 0x1000, 0x2000
+
+
+class Raised(NamedTuple):
+    """What raising an event has left: the event page, the control block, vcpu_info, and whether the guest was told."""
+
+    page: bytes
+    block: bytes
+    info: bytes
+    told: bool
+
+
+def by_the_loop(host: HostMemory) -> Raised:
+    state: Any = ffi.new("struct pyvmm_loop *")
+    told = os.eventfd(0, os.EFD_NONBLOCK)
+    event, at = state.event, host.address
+    event.port, event.ready_bit, event.upcall_fd = TIMER_PORT, 1 << PRIORITY, told
+    event.word, event.head = at + EVENT_PAGE + 4 * TIMER_PORT, at + BLOCK + 8 + 4 * PRIORITY
+    event.ready, event.info = at + BLOCK, at + INFO
+    lib.pyvmm_raise_timer(state)
+    rang = bool(select.select([told], [], [], 0)[0])
+    os.close(told)
+    return _left(host, rang)
+
+
+def by_python(host: HostMemory) -> Raised:
+    vcpu = FakeVcpu(0)
+    vcpu.info = SharedBytes(host, INFO, 64)  # type: ignore[assignment]
+    events = EventChannels([vcpu])
+    while events.bind_virq(Virq.TIMER, 0) < TIMER_PORT:
+        events.close(events.port_of_virq(Virq.TIMER, VcpuId(0)) or 0)
+        events.alloc_unbound(Domid(0))
+    before = bytes(host.view[:0x3000])
+    events.init_control(0, SharedBytes(host, BLOCK, CONTROL_BLOCK_BYTES))
+    events.expand_array(SharedBytes(host, EVENT_PAGE, PAGE_BYTES))
+    events.set_priority(TIMER_PORT, PRIORITY)
+    assert bytes(host.view[:0x3000]) == before
+    events.deliver(Port(TIMER_PORT))
+    return _left(host, vcpu.upcalls > 0)
+
+
+def _left(host: HostMemory, told: bool) -> Raised:
+    view = host.view
+    return Raised(
+        bytes(view[:0x1000]), bytes(view[BLOCK : BLOCK + CONTROL_BLOCK_BYTES]), bytes(view[INFO : INFO + 64]), told
+    )
+
+
+@given(
+    word=st.integers(0, 2**32 - 1) | st.sampled_from([0, 1 << 31, 1 << 30, 1 << 29, 7 << 29, 0x1FFFF]),
+    ready=st.integers(0, 0xFFFF),
+    head=st.integers(0, 2**32 - 1),
+    info=st.binary(min_size=64, max_size=64),
+)
+def test_the_loop_raises_the_timers_event_as_python_does(word: int, ready: int, head: int, info: bytes) -> None:
+    left = []
+    for way in (by_the_loop, by_python):
+        host = HostMemory(0x3000)
+        struct.pack_into("<I", host.view, EVENT_PAGE + 4 * TIMER_PORT, word)
+        struct.pack_into("<I", host.view, BLOCK, ready)
+        struct.pack_into("<I", host.view, BLOCK + 8 + 4 * PRIORITY, head)
+        host.view[INFO : INFO + 64] = info
+        left.append(way(host))
+        host.close()
+    assert left[0] == left[1]
+
+
+def test_an_event_without_a_place_is_not_raised_in_the_loop() -> None:
+    state: Any = ffi.new("struct pyvmm_loop *")
+    state.deadline_ns = 5
+    lib.pyvmm_raise_timer(state)
+    assert (state.deadline_ns, state.raised) == (0, 0)

@@ -69,7 +69,7 @@ class Vcpu:
     def __init__(self, vcpu_id: int = 0, base: int = 0x1000, size_bytes: int = 1 << 16) -> None:
         self.id = VcpuId(vcpu_id)
         self.online = True
-        self.is_wanted = False
+        self.is_wanted = self.waited = False
         self.context: VcpuContext | None = None
         self.info: Bytes | None = Bytes(64)
         self.upcalls = 0
@@ -118,6 +118,9 @@ class Vcpu:
 
     def keep_runstate(self, address: int, abi: Abi, caller: "XenVcpu") -> None:
         self.write_virtual(address, RunstateInfo(**self.runstate()._asdict()).pack(abi))
+
+    def waits(self) -> None:
+        self.waited = True
 
     def place(self) -> tuple[int, bool]:
         return 1, False

@@ -167,6 +167,9 @@ class Kernel:
     def wake(self, vcpu: VcpuId) -> None:
         self.told.append(("wake", vcpu))
 
+    def queues_changed(self) -> None:
+        self.told.append(("queues",))
+
     def stop(self) -> None:
         self.told.append(("stop",))
 
@@ -185,7 +188,8 @@ def test_kernel_is_told_of_ipis_timers_events_and_the_fifo_abi(domain: Domain) -
     events.init_control(0, Bytes())
     events.init_control(1, Bytes())
     assert [told for told in kernel.told if told != ("forget", timer)] == [
-        ("bind", port, 1), ("wake", 1), ("forget timer", 1), ("forget", port), ("stop",),
+        ("bind", port, 1), ("wake", 1), ("forget timer", 1), ("queues",), ("forget", port), ("stop",), ("queues",),
+        ("queues",),
     ]  # fmt: skip
 
 

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.fakes import Bytes, Domain
+from vmm.xenabi.constants import Virq
 from vmm.xenabi.evtchn_abi import CONTROL_BLOCK_BYTES, LINK_BITS
-from vmm.xenabi.interfaces import Domid, Port, XenError
+from vmm.xenabi.interfaces import Domid, Port, VcpuId, XenError
 
 PENDING, MASKED, LINKED = 1 << 31, 1 << 30, 1 << 29
 LINK = (1 << LINK_BITS) - 1
@@ -191,3 +192,39 @@ def test_a_guest_that_scribbles_over_its_queues_harms_only_itself(steps: list[tu
                     guest.set_word(port, value)
         except XenError as error:
             assert error.code == errno.EINVAL
+
+
+# --------------------------------------------------------------------------------- a queue of its own
+
+
+def test_a_timer_with_a_priority_of_its_own_has_a_queue_of_its_own() -> None:
+    guest = Guest()
+    timer = guest.events.bind_virq(Virq.TIMER, 1)
+    assert guest.events.timer_queue(VcpuId(1)) is None  # the default, which others have
+    guest.events.set_priority(timer, 0)
+    queue = guest.events.timer_queue(VcpuId(1))
+    assert queue is not None
+    assert (queue.port, queue.page, queue.block) == (timer, guest.words, guest.blocks[1])
+    assert (queue.word_offset, queue.head_offset, queue.ready_bit) == (4 * timer, 8, 1)
+    assert guest.events.timer_queue(VcpuId(0)) is None
+
+
+def test_it_loses_the_queue_to_another_port_of_its_vcpu_and_priority() -> None:
+    guest = Guest()
+    timer = guest.events.bind_virq(Virq.TIMER, 1)
+    guest.events.set_priority(timer, 3)
+    other = guest.port(vcpu=0, priority=3)
+    assert guest.events.timer_queue(VcpuId(1)) is not None  # another vCPU's
+    guest.events.bind_vcpu(other, 1)
+    assert guest.events.timer_queue(VcpuId(1)) is None
+    guest.events.close(other)
+    assert guest.events.timer_queue(VcpuId(1)) is not None
+    guest.events.close(timer)
+    assert guest.events.timer_queue(VcpuId(1)) is None
+
+
+def test_whoever_polls_has_its_timer_back(guest: Guest) -> None:
+    port = guest.port()
+    guest.events.deliver(port)
+    guest.events.poll(guest.domain.vcpus[0], [port], 0)
+    assert guest.domain.vcpus[0].waited

@@ -9,7 +9,7 @@ import os
 import signal
 import threading
 from enum import IntEnum, IntFlag
-from typing import Any
+from typing import Any, NamedTuple
 
 from vmm.kvm._native import ffi, lib
 from vmm.kvm.errors import KvmError, ioctl
@@ -63,6 +63,19 @@ class GuestDebug(IntFlag):
     INJECT_BP = lib.KVM_GUESTDBG_INJECT_BP
 
 
+class TimerEvent(NamedTuple):
+    """Where the guest's timer event is shown: its port, the queue's bit in the ready word, and host addresses of its event
+    word, the queue's head, the ready word and vcpu_info; and the eventfd that interrupts the guest."""
+
+    port: int
+    ready_bit: int
+    word: int
+    head: int
+    ready: int
+    info: int
+    upcall_fd: int
+
+
 def allow_kicks() -> None:
     """Install the kick signal's handler; once a process is enough, again does no harm."""
     result = lib.pyvmm_install_kick(KICK_SIGNAL)
@@ -113,6 +126,36 @@ class Vcpu:
         self._loop.python_after_ns = python_after_ns
         self._loop.timer_fd = -1 if timer_fd is None else timer_fd
 
+    def let_loop_raise(self, event: "TimerEvent | None") -> bool:
+        """Whether the C loop raises the guest's timer event, too; False where it does not.  In the entering thread."""
+        loop = self._loop
+        if event is None or not (loop.has_timer or self._made_timer()):
+            loop.event.port = 0
+            return False
+        place = loop.event
+        place.ready_bit, place.word, place.head, place.ready, place.info, place.upcall_fd = event[1:]
+        place.port = event.port
+        return True
+
+    def _made_timer(self) -> bool:
+        return bool(lib.pyvmm_own_timer(self._loop, self.run, KICK_SIGNAL) == 0)
+
+    def arm_own_timer(self, delay_ns: int) -> None:
+        """The timer that the C loop waits for while it raises the event; 0 disarms it."""
+        result = lib.pyvmm_arm_own(self._loop, delay_ns)
+        if result < 0:
+            raise KvmError("timer_settime", -result)
+
+    @property
+    def own_deadline_ns(self) -> int:
+        """When that timer expires, by CLOCK_MONOTONIC; 0 where it is not armed."""
+        return int(self._loop.deadline_ns)
+
+    @property
+    def raised_in_loop(self) -> int:
+        """Timer events that the C loop has raised."""
+        return int(self._loop.raised)
+
     @property
     def answered_in_loop(self) -> int:
         """Hypercalls that the C loop has answered."""
@@ -125,19 +168,25 @@ class Vcpu:
 
     def disclaim(self) -> None:
         """Say that this thread enters no more: a signal to one that has ended would be the end of the process."""
+        lib.pyvmm_no_timer(self._loop)
         with self._claim:
             self._thread = None
 
     def kick(self) -> None:
         """From any thread: make `enter` return INTERRUPTED at once, or as soon as it is next called."""
-        self.run.immediate_exit = 1
+        self.leave_at_once()
         with self._claim:
             if self._thread is not None:
                 signal.pthread_kill(self._thread, KICK_SIGNAL)
 
+    def leave_at_once(self) -> None:
+        """The next `enter` only completes what KVM has left the guest for."""
+        self._loop.kicked = 1
+        self.run.immediate_exit = 1
+
     def kick_seen(self) -> None:
         """The entering thread has noticed a kick: the next `enter` runs the guest again."""
-        self.run.immediate_exit = 0
+        self._loop.kicked = 0
 
     def regs_changed(self) -> None:
         """Hand the values in `regs` to KVM at the next entry."""

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from vmm.xenabi.constants import NR_VIRQS, PER_VCPU_VIRQS, EvtchnStatusKind, Virq
 from vmm.xenabi.cstruct import Abi
-from vmm.xenabi.evtchn_abi import DEFAULT_PRIORITY, LOWEST_PRIORITY, FifoAbi, TwoLevelAbi
+from vmm.xenabi.evtchn_abi import DEFAULT_PRIORITY, LOWEST_PRIORITY, FifoAbi, OwnQueue, TwoLevelAbi
 from vmm.xenabi.interfaces import Domid, KernelPorts, Notify, Port, SharedBytes, Vcpu, VcpuId, XenError
 
 MAX_PORTS = 4096
@@ -69,6 +69,9 @@ class NoKernelPorts:
         pass
 
     def wake(self, vcpu: VcpuId) -> None:
+        pass
+
+    def queues_changed(self) -> None:
         pass
 
     def stop(self) -> None:
@@ -201,7 +204,7 @@ class EventChannels:
             channel = self._new(EvtchnStatusKind.virq)
             channel.virq, channel.vcpu = virq, target
             self._virqs[target, virq] = channel
-            return channel.port
+            return channel.port  # of the default priority, so it has no queue of its own yet
 
     def bind_ipi(self, vcpu: int) -> Port:
         """A port that interrupts a vCPU of the same domain."""
@@ -216,6 +219,20 @@ class EventChannels:
         """The IPI ports, and the vCPUs that they interrupt."""
         with self._lock:
             return [(found.port, found.vcpu) for found in self._channels.values() if found.kind is EvtchnStatusKind.ipi]
+
+    def timer_queue(self, vcpu: VcpuId) -> OwnQueue | None:
+        """Where a vCPU's VIRQ_TIMER is queued, if the guest has given it a priority that no other port of that vCPU has.
+
+        Linux does: the highest.  Ports have the default until they are given another.
+        """
+        with self._lock:
+            timer = self._virqs.get((vcpu, Virq.TIMER))
+            if timer is None or timer.priority == DEFAULT_PRIORITY or not isinstance(self._abi, FifoAbi):
+                return None
+            for channel in self._channels.values():
+                if channel is not timer and channel.vcpu == vcpu and channel.priority == timer.priority:
+                    return None
+            return self._abi.own_queue(timer)
 
     def port_of_virq(self, virq: int, vcpu: VcpuId) -> Port | None:
         """Where a virtual interrupt is bound."""
@@ -232,6 +249,8 @@ class EventChannels:
             ):
                 raise XenError(errno.EINVAL)
             channel.vcpu = target
+            if channel.priority != DEFAULT_PRIORITY:
+                self._kernel.queues_changed()
 
     def close(self, port: int) -> None:
         """Free a port; its pending bit goes too."""
@@ -245,6 +264,7 @@ class EventChannels:
             if channel.kind is EvtchnStatusKind.virq:
                 if channel.virq == Virq.TIMER:
                     self._kernel.forget_timer(channel.vcpu)
+                    self._kernel.queues_changed()
                 del self._virqs[channel.vcpu if channel.virq in PER_VCPU_VIRQS else VcpuId(0), channel.virq]
             if self._abi is not None:
                 self._abi.clear(channel)
@@ -260,6 +280,7 @@ class EventChannels:
         """Close every port and go back to the 2-level ABI."""
         self.close_all()
         with self._lock:
+            self._kernel.queues_changed()
             if self._shared is not None:
                 self._abi = TwoLevelAbi(*self._shared)
                 self._limit = min(self._limit, self._abi.ports)
@@ -312,6 +333,7 @@ class EventChannels:
                 raise XenError(errno.EINVAL)
             fifo.add_block(target, memory)
             self._abi = fifo
+            self._kernel.queues_changed()
 
     def expand_array(self, memory: SharedBytes) -> None:
         """EVTCHNOP_expand_array: another page of event words; what was raised before is delivered."""
@@ -321,6 +343,7 @@ class EventChannels:
                 raise XenError(errno.EOPNOTSUPP)
             if not fifo.add_page(memory):
                 raise XenError(errno.ENOSPC)
+            self._kernel.queues_changed()
             for channel in self._channels.values():
                 if channel.pending_early:
                     channel.pending_early = False
@@ -334,6 +357,7 @@ class EventChannels:
             if priority > LOWEST_PRIORITY:
                 raise XenError(errno.EINVAL)
             self._get(port).priority = priority
+            self._kernel.queues_changed()
 
     def send(self, port: int) -> None:
         """EVTCHNOP_send: notify the far end of a port."""
@@ -396,6 +420,7 @@ class EventChannels:
         return vcpu.info is None or vcpu.info.read(0, 1) != b"\0"
 
     def _wait(self, vcpu: Vcpu, done: Callable[[], bool], timeout_s: float | None) -> None:
+        vcpu.waits()
         with self._raised:
             self._waiting += 1
             try:

@@ -6,7 +6,7 @@ will.  The caller holds the domain's event-channel lock.  Source: xen/include/pu
 """
 
 import struct
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from vmm.xenabi.constants import PAGE_BYTES
 from vmm.xenabi.cstruct import Abi
@@ -107,14 +107,29 @@ class _ControlBlock:
     """One vCPU's: the ready bits, the heads of its queues, and (ours alone) their tails."""
 
     def __init__(self, memory: SharedBytes) -> None:
-        self._memory = memory
+        self.memory = memory
         self.tails = [Port(0)] * PRIORITIES
 
     def set_head(self, priority: int, port: Port) -> None:
-        self._memory.write(_HEADS_OFFSET + 4 * priority, _WORD.pack(port))
+        self.memory.write(_HEADS_OFFSET + 4 * priority, _WORD.pack(port))
 
     def set_ready(self, priority: int) -> None:
-        self._memory.fetch_or_64(0, 1 << priority)
+        self.memory.fetch_or_64(0, 1 << priority)
+
+
+class OwnQueue(NamedTuple):
+    """A FIFO queue that holds events of one port alone: so whoever raises them need not know what is in it.
+
+    The port; the page and offset of its event word; the control block with the ready word at 0, and where the queue's head
+    is in it; the ready word's bit.
+    """
+
+    port: Port
+    page: SharedBytes
+    word_offset: int
+    block: SharedBytes
+    head_offset: int
+    ready_bit: int
 
 
 class FifoAbi:
@@ -126,6 +141,14 @@ class FifoAbi:
         self._pages: list[SharedBytes] = []
         self._blocks: dict[VcpuId, _ControlBlock] = {}
         self._queue_of: dict[Port, tuple[VcpuId, int]] = {}
+
+    def own_queue(self, channel: EventPort) -> OwnQueue | None:
+        """The queue of a port that has a priority which no other port on its vCPU has; None where it has no place yet."""
+        block = self._blocks.get(channel.vcpu)
+        if block is None or not self._has_word(channel.port):
+            return None
+        head = _HEADS_OFFSET + 4 * channel.priority
+        return OwnQueue(channel.port, *self._place(channel.port), block.memory, head, 1 << channel.priority)
 
     def has_block(self, vcpu: VcpuId) -> bool:
         """Whether a vCPU has its control block."""

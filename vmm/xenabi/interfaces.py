@@ -106,6 +106,10 @@ class Vcpu(Protocol):
         """Where bytes at a guest-virtual address are, if all in one place; XenError(EFAULT)."""
         ...
 
+    def waits(self) -> None:
+        """It waits in its hypercall for events: they must reach it there."""
+        ...
+
     def place(self) -> tuple[int, bool]:
         """The host's CPU that it was last on, and whether it is on one now."""
         ...
@@ -148,6 +152,10 @@ class KernelPorts(Protocol):
 
     def wake(self, vcpu: VcpuId) -> None:
         """An event was raised here: the vCPU may be polling for it there, with interrupts off or the port masked."""
+        ...
+
+    def queues_changed(self) -> None:
+        """Who has which FIFO queue has changed, or may have."""
         ...
 
     def stop(self) -> None:
