@@ -133,6 +133,18 @@ def test_debian_boots_from_its_disk_as_dom0_with_two_vcpus_and_powers_off(
     assert checked.returncode == 0, checked.stdout
 
 
+def test_the_power_button_reaches_dom0s_kernel(generic: tuple[Path, Path], system: System) -> None:
+    image, folder = generic
+    with session(image, "--dom0", "--modules", folder, "-m", "512M", name="button") as guest:
+        shell(guest)
+        assert "Power Button" in guest.run("cat /proc/bus/input/devices")
+        guest.run("grep -q ' 0 .*acpi$' /proc/interrupts")
+        guest.ask("shutdown")  # its xenstore is its own, and nobody serves it: the button is pressed
+        guest.run("until grep -q ' 1 .*acpi$' /proc/interrupts; do sleep 0.1; done")
+        guest.type("poweroff -f\n")
+        assert guest.process.wait(TIMEOUT_S) == 0
+
+
 # ------------------------------------------------------------------------------------- a guest beside it
 
 
