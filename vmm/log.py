@@ -4,7 +4,8 @@ structlog is imported when the first record is due, not before: its import costs
 """
 
 import sys
-from typing import Any
+from contextlib import suppress
+from typing import Any, TextIO, cast
 
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -20,6 +21,19 @@ class _Settings:
 def configure(level: str, *, json: bool) -> None:
     """Choose the lowest level that is shown, and JSON lines instead of text."""
     _Settings.level, _Settings.json, _Settings.configured = level, json, False
+
+
+class _Stderr:
+    """Standard error as it is now.  A log that nobody can read any more must not end the thread that writes it."""
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError, AttributeError):  # a reader that has gone, a closed file, none at all
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError, AttributeError):
+            sys.stderr.flush()
 
 
 class Logger:
@@ -56,7 +70,7 @@ class Logger:
             renderer: Any = (
                 structlog.processors.JSONRenderer()
                 if _Settings.json
-                else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())
+                else structlog.dev.ConsoleRenderer(colors=sys.stderr is not None and sys.stderr.isatty())
             )
             structlog.configure(
                 processors=[
@@ -65,7 +79,7 @@ class Logger:
                     structlog.processors.format_exc_info,
                     renderer,
                 ],
-                logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+                logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Stderr())),
             )
         getattr(structlog.get_logger(), level)(event, logger=self._name, **fields)
 
