@@ -190,7 +190,11 @@ class Hypervisor:
         return action == "poweroff" and domain.power.press_power_button()
 
     def write(self, domain: Domain, key: str, value: str) -> None:
-        """Write a key of a domain's home in xenstore, as a toolstack does."""
+        """Write a key of a domain's home in xenstore, as a toolstack does.  UsageError where that is the domain's own."""
+        if domain.config.own_xenstore:
+            raise UsageError(
+                "this dom0 runs xenstored itself, so that is for its own tools to do (run --xenstore internal)"
+            )
         self.xenstore.run(lambda store: store.write(f"/local/domain/{domain.domid}/{key}", value))
 
     def _release(self, domain: Domain) -> None:

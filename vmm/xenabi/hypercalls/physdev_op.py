@@ -32,10 +32,6 @@ _without_pirqs(
 )  # fmt: skip
 
 
-def _name(seg: int, bus: int, devfn: int) -> str:
-    return f"{seg:04x}:{bus:02x}:{devfn >> 3:02x}.{devfn & 7}"
-
-
 @suboperation(OP, 24, "pci_mmcfg_reserved", arg=PhysdevPciMmcfgReserved)
 def pci_mmcfg_reserved(call: Call, op: PhysdevPciMmcfgReserved) -> None:
     """The kernel says where it has found memory-mapped configuration space."""
@@ -46,16 +42,18 @@ def pci_mmcfg_reserved(call: Call, op: PhysdevPciMmcfgReserved) -> None:
 @suboperation(OP, 25, "pci_device_add", arg=PhysdevPciDeviceAdd)
 def pci_device_add(call: Call, op: PhysdevPciDeviceAdd) -> None:
     """The kernel says what it has found on its bus."""
-    domain = domain_of(call)
-    if not domain.has_pci_device(op.seg, op.bus, op.devfn):
-        raise XenError(errno.ENODEV)
-    domain.hypervisor.log.note(f"PCI add device {_name(op.seg, op.bus, op.devfn)}")
+    _note(call, "add", op)
 
 
 @suboperation(OP, 26, "pci_device_remove", arg=PhysdevPciDevice)
 def pci_device_remove(call: Call, op: PhysdevPciDevice) -> None:
     """The kernel says that a device is gone."""
+    _note(call, "remove", op)
+
+
+def _note(call: Call, what: str, op: PhysdevPciDeviceAdd | PhysdevPciDevice) -> None:
     domain = domain_of(call)
     if not domain.has_pci_device(op.seg, op.bus, op.devfn):
         raise XenError(errno.ENODEV)
-    domain.hypervisor.log.note(f"PCI remove device {_name(op.seg, op.bus, op.devfn)}")
+    place = f"{op.seg:04x}:{op.bus:02x}:{op.devfn >> 3:02x}.{op.devfn & 7}"
+    domain.hypervisor.log.note(f"PCI {what} device {place}")
