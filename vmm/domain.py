@@ -7,17 +7,16 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.boot import acpi, pvh
 from vmm.boot.elf import ElfImage
 from vmm.boot.hypercall_sites import Site
 from vmm.config import DomainConfig
+from vmm.devices.acpi_pm import AcpiPm
 from vmm.devices.chardev import Sink
 from vmm.devices.console import Console
 from vmm.devices.granted import BACKEND_DOMID
-from vmm.devices.hypervisor_console import HypervisorConsole
-from vmm.devices.ioapic import LINES
 from vmm.devices.mmio import Mmio
 from vmm.devices.ports import Ports
 from vmm.devices.uart import COM1, Uart
@@ -32,7 +31,6 @@ from vmm.kernel_events import KernelEvents
 from vmm.kvm import MsiRoute, System, XenFlag, allow_kicks
 from vmm.kvm.capabilities import msr_filter_available
 from vmm.memory import LOW_RAM_END, GuestMemory, SharedBytes
-from vmm.pc import Pc, power_management
 from vmm.vcpu import Vcpu
 from vmm.xenabi.constants import CALLBACK_TYPE_VECTOR, E820, HYPERCALL_MSR, PAGE_BYTES, HvmParam, ShutdownReason, Virq
 from vmm.xenabi.cstruct import Abi
@@ -45,6 +43,10 @@ from vmm.xenabi.interfaces import Call, Domid, Gfn, Gpa, GrantRef, Identity, Por
 from vmm.xenabi.state import HypervisorState
 from vmm.xenabi.transport import PORT, Transport, patch_for
 from vmm.xenabi.vcpu_context import flat
+
+if TYPE_CHECKING:
+    from vmm.devices.hypervisor_console import HypervisorConsole
+    from vmm.pc import Pc
 
 MSR_KVM_WALL_CLOCK_NEW = 0x4B56_4D00
 MSR_MTRR_DEF_TYPE, MTRR_ENABLED, MTRR_WRITE_BACK = 0x2FF, 1 << 11, 6
@@ -134,7 +136,7 @@ class Domain:
         config, vm = self.config, self.vm
         allow_kicks()
         vm.set_tss_area(INTEL_TSS_AREA)
-        lines = LINES if Feature.IOAPIC in config.features else 0
+        lines = acpi.IOAPIC_LINES if Feature.IOAPIC in config.features else 0
         vm.split_irqchip(lines)
         self.gsis = Gsis(vm, lines)
         if self.transport is Transport.KVM_XEN:
@@ -173,8 +175,14 @@ class Domain:
         self.grants = GrantTable(FIRST_GRANT_PAGE, self.memory.xen_page(FIRST_GRANT_PAGE, TABLE_PAGES))
         if has_pc:
             self._build_pc()
-        self.power = power_management(
-            lambda: self.shutdown(ShutdownReason.poweroff), self._reset, self.pc.set_sci if self.pc else None
+        self.power = AcpiPm(
+            acpi.PM1A_EVENT_PORT,
+            acpi.PM1A_CONTROL_PORT,
+            acpi.GPE0_PORT,
+            acpi.RESET_PORT,
+            {acpi.S5_SLEEP_TYPE: lambda: self.shutdown(ShutdownReason.poweroff)},
+            self._reset,
+            self.pc.set_sci if self.pc else None,
         )
         self.ports.own(self.power, *self.power.ranges)
         if serial is not None:
@@ -191,6 +199,8 @@ class Domain:
         self._built = True
 
     def _build_pc(self) -> None:
+        from vmm.pc import Pc  # most domains have none
+
         self.pc = Pc(self.vm, self.gsis, self.memory, self.ports, self.mmio, self._reset)
         for timer in self.pc.timers:
             self._timers.watch(timer.fd, timer.on_readable)
@@ -199,6 +209,8 @@ class Domain:
         self.shutdown(ShutdownReason.reboot)
 
     def _connect_hypervisor_console(self, sink: Sink) -> None:
+        from vmm.devices.hypervisor_console import HypervisorConsole
+
         console = self._console = HypervisorConsole(sink, lambda: self.events.send_virq(Virq.CONSOLE, VcpuId(0)))
         self.console_write, self.console_read = console.write, console.read
 

@@ -1,6 +1,7 @@
 """Hypervisor: the domains of one process by domid, and the choice of how their hypercalls arrive."""
 
 import threading
+from typing import TYPE_CHECKING
 
 from vmm.boot.elf import ElfImage
 from vmm.boot.hypercall_sites import Site, find_sites
@@ -13,12 +14,14 @@ from vmm.domain import Domain
 from vmm.errors import HostError, PyvmmError, UsageError
 from vmm.kvm import System, XenFlag
 from vmm.kvm.capabilities import msr_filter_available
-from vmm.pc import Pc
 from vmm.xenabi.console_ring import ConsoleRing
 from vmm.xenabi.constants import DOMID_FIRST_RESERVED, Virq
 from vmm.xenabi.interfaces import Domid, HostFacts, VcpuId
 from vmm.xenabi.state import DomainState
 from vmm.xenabi.transport import Transport
+
+if TYPE_CHECKING:
+    from vmm.pc import Pc
 
 MAX_QUEUES = 8
 """Of a virtio disk."""
@@ -158,7 +161,7 @@ class Hypervisor:
 
             domain.bus.attach(ShareBackend(share, handle))
 
-    def _plug_devices(self, config: DomainConfig, pc: Pc) -> None:
+    def _plug_devices(self, config: DomainConfig, pc: "Pc") -> None:
         for disk in config.disks:
             from vmm.devices.block.backend import open_image
             from vmm.devices.virtio.block import BlockDevice

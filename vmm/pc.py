@@ -3,7 +3,6 @@
 from collections.abc import Callable
 
 from vmm.boot import acpi
-from vmm.devices.acpi_pm import AcpiPm
 from vmm.devices.i8042 import I8042
 from vmm.devices.ioapic import IoApic
 from vmm.devices.mmio import Mmio
@@ -27,7 +26,7 @@ class Pc:
         def route(line: int, message: tuple[int, int] | None) -> None:
             gsis.route(line, None if message is None else MsiRoute(*message))
 
-        self.ioapic = IoApic(route, gsis.pulse)
+        self.ioapic = IoApic(route, gsis.pulse, acpi.IOAPIC_LINES)
         mmio.own(acpi.IOAPIC_ADDRESS, acpi.IOAPIC_BYTES, self.ioapic)
         self._clock_timer = Timer(lambda: self._clock.tick())
         self._clock = Rtc(self._arm, lambda: self.ioapic.pulse_line(RTC_LINE))
@@ -100,18 +99,3 @@ class _Message:
 
     def send(self) -> None:
         self._gsis.pulse(self._gsi)
-
-
-def power_management(
-    shut_down: Callable[[], None], reset: Callable[[], None], set_sci: Callable[[bool], None] | None
-) -> AcpiPm:
-    """The ACPI hardware at the ports that the tables name."""
-    return AcpiPm(
-        acpi.PM1A_EVENT_PORT,
-        acpi.PM1A_CONTROL_PORT,
-        acpi.GPE0_PORT,
-        acpi.RESET_PORT,
-        {acpi.S5_SLEEP_TYPE: shut_down},
-        reset,
-        set_sci,
-    )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from vmm.devices.acpi_pm import POWER_BUTTON, SCI_EN, AcpiPm
 from vmm.devices.hypervisor_console import INPUT_BYTES, HypervisorConsole
 from vmm.devices.i8042 import COMMAND_PORT, DATA_PORT, I8042, KEYBOARD_LINE, MOUSE_LINE
-from vmm.devices.ioapic import LINES, IoApic, message
+from vmm.devices.ioapic import IoApic, message
 from vmm.devices.mmio import Mmio
 from vmm.devices.rtc import CENTURY, Rtc
 
@@ -44,13 +44,16 @@ def test_a_device_answers_at_its_addresses_and_nobody_elsewhere() -> None:
 # ---------------------------------------------------------------------------------------------- IOAPIC
 
 
+LINES = 24
+
+
 class Machine:
     """What an IOAPIC sends, and where its lines lead."""
 
     def __init__(self) -> None:
         self.sent: list[int] = []
         self.routes: dict[int, tuple[int, int] | None] = {}
-        self.ioapic = IoApic(self.routes.__setitem__, self.sent.append)
+        self.ioapic = IoApic(self.routes.__setitem__, self.sent.append, LINES)
 
     def write(self, register: int, value: int) -> None:
         self.ioapic.write_mmio(0x00, 4, register)

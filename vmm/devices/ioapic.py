@@ -2,13 +2,12 @@
 
 KVM has one of its own, but gives it only together with an 8259, which no PVH domain has, and with which it refuses to
 inject the callback vector of Linux before 6.0.  So LAPICs alone are KVM's; it tells here when a level interrupt ends.
-Source: Intel 82093AA data sheet; version 0x11 and 24 lines, as Xen shows them to a PVH dom0.
+Source: Intel 82093AA data sheet; version 0x11, as Xen shows it to a PVH dom0.
 """
 
 import threading
 from collections.abc import Callable
 
-LINES = 24
 VERSION = 0x11
 
 _SELECT, _WINDOW = 0x00, 0x10
@@ -34,14 +33,14 @@ def message(entry: int) -> tuple[int, int]:
 class IoApic:
     """`_lock` guards the table and the lines; `pulse` sends a line's message once."""
 
-    def __init__(self, route: Route, pulse: Callable[[int], None]) -> None:
+    def __init__(self, route: Route, pulse: Callable[[int], None], lines: int) -> None:
         self._route = route
         self._pulse = pulse
         self._lock = threading.Lock()
         self._selected = 0
         self._id = 0
-        self._entries = [_MASKED] * LINES
-        self._high = [False] * LINES
+        self._entries = [_MASKED] * lines
+        self._high = [False] * lines
 
     def read_mmio(self, offset: int, size_bytes: int) -> int:
         with self._lock:
@@ -53,9 +52,9 @@ class IoApic:
         if number in (_ID, _ARBITRATION):
             return self._id << 24
         if number == _VERSION:
-            return (LINES - 1) << 16 | VERSION
+            return (len(self._entries) - 1) << 16 | VERSION
         line, upper = divmod(number - _TABLE, 2)
-        if not 0 <= line < LINES:
+        if not 0 <= line < len(self._entries):
             return 0xFFFF_FFFF
         return self._entries[line] >> 32 * upper & 0xFFFF_FFFF
 
@@ -67,7 +66,7 @@ class IoApic:
                 self._id = value >> 24 & 0xF
             elif offset == _WINDOW:
                 line, upper = divmod(self._selected - _TABLE, 2)
-                if 0 <= line < LINES:
+                if 0 <= line < len(self._entries):
                     self._set_entry(line, upper, value & 0xFFFF_FFFF)
 
     def _set_entry(self, line: int, upper: int, value: int) -> None:
