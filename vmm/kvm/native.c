@@ -112,17 +112,23 @@ static void pyvmm_no_timer(struct pyvmm_loop *loop)
 	loop->has_timer = 0;
 }
 
+static int64_t now_ns(void)
+{
+	struct timespec now;
+
+	clock_gettime(CLOCK_MONOTONIC, &now);
+	return now.tv_sec * 1000000000ll + now.tv_nsec;
+}
+
 /* Arm that timer `delay_ns` from now (0: disarm).  0, or -errno. */
 static int pyvmm_arm_own(struct pyvmm_loop *loop, int64_t delay_ns)
 {
 	struct itimerspec when;
-	struct timespec now;
 
 	memset(&when, 0, sizeof when);
 	when.it_value.tv_sec = delay_ns / 1000000000;
 	when.it_value.tv_nsec = delay_ns % 1000000000;
-	clock_gettime(CLOCK_MONOTONIC, &now);
-	loop->deadline_ns = delay_ns ? now.tv_sec * 1000000000 + now.tv_nsec + delay_ns : 0;
+	loop->deadline_ns = delay_ns ? now_ns() + delay_ns : 0;
 	return timer_settime(loop->timer, 0, &when, NULL) == 0 ? 0 : -errno;
 }
 
@@ -231,7 +237,8 @@ static void pyvmm_raise_timer(struct pyvmm_loop *loop)
 	const struct pyvmm_timer_event *event = &loop->event;
 	uint32_t *word = (uint32_t *)event->word;
 
-	loop->deadline_ns = 0;
+	if (loop->deadline_ns && loop->deadline_ns <= now_ns()) /* else the guest has set another meanwhile */
+		loop->deadline_ns = 0;
 	if (!event->port)
 		return;
 	loop->raised++;

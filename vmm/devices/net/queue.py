@@ -6,6 +6,7 @@ system call; requests and the headers of a packet are copied before they are loo
 
 from collections import Counter, deque
 from collections.abc import Callable
+from itertools import islice
 from typing import NamedTuple
 
 from vmm.devices.granted import GrantedPages
@@ -285,7 +286,8 @@ class Queue:
             if not self._prepare():
                 break
             slots, needed = self._slots, self._needed
-            views = [slots[0].page, *(slots[index].page for index in range(2, needed))]
+            views = [slot.page for slot in islice(slots, needed)]
+            del views[1:2]
             size = self._wire.receive(self._header, views)
             if size is None:
                 break
