@@ -83,3 +83,17 @@ def test_serial_port_carries_the_guests_bytes(build: Build, tmp_path: Path, syst
     done = pyvmm("run", build("serial"), "--serial", f"file:{tmp_path}/serial")
     assert done.returncode == 0
     assert (tmp_path / "serial").read_text() == "hello from COM1\n"
+
+
+def test_a_dom0_runs_with_a_guest_beside_it_and_its_end_is_theirs(build: Build, system: object, tmp_path: Path) -> None:
+    console, guest = tmp_path / "console", tmp_path / "guest"
+    guest.write_text(f"{build('loop')}   # which would run for ever\n-m 64M --console file:{console}\n--transport page\n")
+    done = pyvmm("run", "--dom0", build("hello"), "-m", "64M", "--with-domu", guest, "--transport", "page", "--timeout", 30)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "hello from a micro-guest\nPASS\n"
+
+
+def test_a_guest_beside_dom0_whose_image_is_missing_is_one_sentence(build: Build, system: object, tmp_path: Path) -> None:
+    (tmp_path / "guest").write_text("/nowhere/vmlinux")
+    done = pyvmm("run", "--dom0", build("hello"), "--with-domu", tmp_path / "guest")
+    one_sentence(done, 1, "/nowhere/vmlinux")

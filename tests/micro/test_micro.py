@@ -13,6 +13,7 @@ from vmm.boot.image import load_image
 from vmm.boot.pvh import Module
 from vmm.config import DomainConfig
 from vmm.doctor import cpu_flags
+from vmm.features import COMBINATIONS
 from vmm.hypervisor import Hypervisor
 from vmm.kvm import System
 from vmm.xenabi.constants import ShutdownReason
@@ -217,3 +218,16 @@ def test_a_flood_of_output_arrives_whole_and_does_not_pile_up(build: Build, syst
     assert outcome.reason is ShutdownReason.poweroff
     assert counter.taken == 1600 * 65536 + len("PASS\n")
     assert peak_kib() - before < 16 << 10
+
+
+def test_a_dom0s_clock_button_and_pci_bus_reach_it(build: Build, page_transport: Transport) -> None:
+    config = DomainConfig(build("pc"), transport=page_transport, features=COMBINATIONS["pvh-dom0"], own_xenstore=True)
+    with running(config) as (domain, transcript):
+        deadline = time.monotonic() + 60
+        while "button" not in transcript.text and domain.wait(0.1) is None and time.monotonic() < deadline:
+            pass
+        assert "button" in transcript.text, transcript.text
+        assert domain.power.press_power_button()
+        outcome = domain.wait(60)
+        domain.stop()
+        passes(Ended(transcript.text, outcome, domain))
