@@ -40,6 +40,12 @@ def as_json(found: dict[str, list[Row]], made_on: dict[str, str]) -> str:
     return json.dumps({"conditions": made_on, "subjects": subjects}, indent=1) + "\n"
 
 
+def from_json(text: str) -> dict[str, list[Row]]:
+    """What `as_json` has written."""
+    subjects = json.loads(text)["subjects"]
+    return {name: [Row(**{key: row[key] for key in Row._fields}) for row in rows] for name, rows in subjects.items()}
+
+
 def as_html(found: dict[str, list[Row]], made_on: dict[str, str]) -> str:
     """A page with a bar for each row's median and a line from its least to its greatest sample."""
     parts = [f"<!DOCTYPE html><html lang='en'><head><meta charset='utf-8'><title>pyvmm benchmarks</title><style>{_STYLE}"]

@@ -2,7 +2,7 @@
 
 import json
 
-from scripts.benchmarks.report import as_html, as_json, conditions
+from scripts.benchmarks.report import as_html, as_json, conditions, from_json
 from scripts.benchmarks.table import Row
 
 FOUND = {
@@ -15,6 +15,7 @@ def test_json_has_every_sample_and_what_they_were_made_on() -> None:
     loaded = json.loads(as_json(FOUND, conditions()))
     assert loaded["subjects"]["one"][0]["samples"] == [1.0, 3.0, 2.0]
     assert loaded["subjects"]["one"][0]["median"] == 2.0
+    assert from_json(as_json(FOUND, conditions())) == FOUND
     assert {"date", "kernel", "cpu", "cpus"} <= set(loaded["conditions"])
 
 
