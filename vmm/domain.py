@@ -28,7 +28,7 @@ from vmm.features import Feature, named
 from vmm.gsis import Gsis
 from vmm.guest_cpuid import guest_cpuid
 from vmm.kernel_events import KernelEvents
-from vmm.kvm import MsiRoute, System, XenFlag, allow_kicks
+from vmm.kvm import EventTable, MsiRoute, System, XenFlag, allow_kicks
 from vmm.kvm.capabilities import msr_filter_available
 from vmm.memory import LOW_RAM_END, GuestMemory, SharedBytes
 from vmm.vcpu import Vcpu
@@ -118,7 +118,8 @@ class Domain:
         self.pc: Pc | None = None
         self.vcpus: list[Vcpu] = []
         self.kernel_events = KernelEvents(self)
-        self.events = EventChannels(self.vcpus, kernel=self.kernel_events)
+        self.event_table = EventTable(config.possible_vcpus)
+        self.events = EventChannels(self.vcpus, self.event_table, kernel=self.kernel_events)
         self._loops = self._timers, self._console_loop = (
             EventLoop(f"{config.name}-timers"),
             EventLoop(f"{config.name}-console"),
@@ -164,7 +165,7 @@ class Domain:
                 )
             )
             vcpu.kvm.set_msr(MSR_MTRR_DEF_TYPE, MTRR_ENABLED | MTRR_WRITE_BACK)
-            vcpu.kvm.describe_loop(vm.fd, index, PORT, self.memory.ram())
+            vcpu.kvm.describe_loop(vm.fd, index, PORT, self.memory.ram(), self.event_table)
             vcpu.upcall_gsi = self.gsis.allocate()
             vm.irqfd(vcpu.upcall_fd, vcpu.upcall_gsi)
             if XenFlag.EVTCHN_SEND in self.kept_by_kvm:
@@ -384,10 +385,10 @@ class Domain:
         """Show the shared info page at `gfn`, where KVM then keeps its clocks."""
         self.memory.place_xen_page(gfn, SHARED_INFO_PAGE)
         page = self.memory.xen_page(SHARED_INFO_PAGE)
-        self.events.attach(page, abi)
         if self.transport is Transport.KVM_XEN:
             self.vm.xen_set_long_mode(abi is Abi.X86_64)
         self.kernel_events.start(gfn, self.events.ipis())
+        self.events.attach(page, abi)
         base = gfn * PAGE_BYTES
         for vcpu in self.vcpus:
             vcpu.use_shared_info(Gpa(base))

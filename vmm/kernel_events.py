@@ -38,7 +38,7 @@ class KernelEvents:
         self._domain.vm.xen_set_shared_info(gfn)
         self._domain.vm.xen_let_send(True)
         self.active = True
-        self.queues_changed()
+        self._choose_timekeepers()
         for port, vcpu in ipis:
             self.bind_ipi(port, vcpu)
         if self._domain.callback_vector is not None:
@@ -56,7 +56,7 @@ class KernelEvents:
             self._domain.vm.xen_let_send(False)
             for vcpu in self._domain.vcpus:
                 vcpu.time.take_timer_from_kvm()
-            self.queues_changed()
+            self._choose_timekeepers()
 
     def bind_ipi(self, port: Port, vcpu: VcpuId) -> None:
         """A port that interrupts a vCPU of the same domain."""
@@ -75,13 +75,14 @@ class KernelEvents:
             self._domain.vm.xen_forget_port(port)
             self._eventfds.pop(port, None)
 
-    def forget_timer(self, vcpu: VcpuId) -> None:
-        """A vCPU's VIRQ_TIMER is no longer bound."""
+    def timer_changed(self, vcpu: VcpuId) -> None:
+        """A vCPU's VIRQ_TIMER is bound, or no longer."""
+        time = self._domain.vcpus[vcpu].time
         if self.active:
-            self._domain.vcpus[vcpu].time.take_timer_from_kvm()
+            time.take_timer_from_kvm()
+        self._domain.vcpus[vcpu].post(time.choose_timekeeper)
 
-    def queues_changed(self) -> None:
-        """Each vCPU looks anew for who raises its timer event."""
+    def _choose_timekeepers(self) -> None:
         for vcpu in self._domain.vcpus:
             vcpu.post(vcpu.time.choose_timekeeper)
 

@@ -76,6 +76,7 @@ class Vcpu:
             Exit.MMIO: self._mmio_access,
             Exit.IOAPIC_EOI: self._end_of_interrupt,
             Exit.INTERRUPTED: kvm.kick_seen,
+            Exit.TIMER_DUE: self.time.due,
             Exit.INIT_TAKEN: self.time.restore_clock,
             Exit.INTR: kvm.kick_seen,
             Exit.X86_WRMSR: self._write_msr,
@@ -147,7 +148,7 @@ class Vcpu:
     def settle(self) -> None:
         """Let KVM complete the instruction that it has left the guest for, and no more; in this vCPU's own thread."""
         self.kvm.leave_at_once()
-        while (reason := self.kvm.enter()) >= 0:  # a string instruction, with more to come
+        while (reason := self.kvm.enter()) >= 0 or reason == Exit.TIMER_DUE:  # a string instruction, with more to come
             self.exit_handlers[reason]()
             self.kvm.leave_at_once()
         if reason == Exit.INIT_TAKEN:
@@ -456,6 +457,7 @@ class Vcpu:
         """Route this vCPU's upcalls to a vector at its LAPIC; what was pending before had nowhere to go."""
         self.domain.route_upcall(self.id, vector)
         self._vector = vector
+        self.domain.event_table.interrupt_by(self.id, self.upcall_fd)
         self.post(self.time.choose_timekeeper)
         if self.domain.kernel_events.active:
             self.post(lambda: self.kvm.xen_set_upcall_vector(vector))
@@ -474,6 +476,7 @@ class Vcpu:
         if self.info is not None:
             place.write(0, self.info.read(0, VCPU_INFO_BYTES))
         self.info = place
+        self.domain.event_table.place_info(self.id, place.address)
         self.post(self.time.choose_timekeeper)
         if self.is_own_thread():
             self._set_clock(gpa + VCPU_TIME_OFFSET)

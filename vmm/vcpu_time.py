@@ -7,9 +7,8 @@ import errno
 from time import CLOCK_MONOTONIC, clock_gettime_ns
 from typing import TYPE_CHECKING
 
-from vmm.kvm import TimerEvent, XenFlag
+from vmm.kvm import XenFlag
 from vmm.kvm.timer import Timer
-from vmm.memory import SharedBytes
 from vmm.xenabi.constants import RUNSTATE_UPDATE, Runstate, Virq
 from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.interfaces import RunstateTimes, XenError
@@ -154,31 +153,17 @@ class VcpuTime:
 
     def choose_timekeeper(self) -> None:
         """Let the C loop set the timer where KVM does not and where nobody has to see it done, and raise its event, too,
-        where that has a FIFO queue of its own and the vCPU an upcall vector."""
+        where the vCPU has an upcall vector."""
         kvm, events = self._vcpu.kvm, self._vcpu.domain.kernel_events
         possible = self.in_loop and self._vcpu.online and not events.active
         kvm.let_loop_time(self.singleshot.fd if possible else None, self._runstate_due)
         if self._vcpu.is_own_thread():
-            event = self._timer_event() if possible and self._vcpu.vector else None
-            if event is None:
+            port = None
+            if possible and self._vcpu.vector:
+                port = self._vcpu.domain.events.port_of_virq(Virq.TIMER, self._vcpu.id)
+            if port is None:
                 self.take_timer_from_loop()
-            self._raised_by_loop = kvm.let_loop_raise(event)  # what Python waits for it still raises itself
-
-    def _timer_event(self) -> TimerEvent | None:
-        queue, info = self._vcpu.domain.events.timer_queue(self._vcpu.id), self._vcpu.info
-        if queue is None or info is None:
-            return None
-        assert isinstance(queue.page, SharedBytes)
-        assert isinstance(queue.block, SharedBytes)
-        return TimerEvent(
-            queue.port,
-            queue.ready_bit,
-            queue.page.address + queue.word_offset,
-            queue.block.address + queue.head_offset,
-            queue.block.address,
-            info.address,
-            self._vcpu.upcall_fd,
-        )
+            self._raised_by_loop = kvm.let_loop_raise(port or 0)  # what Python waits for it still raises itself
 
     def take_timer_from_loop(self) -> None:
         """What the C loop waits for is Python's to wait for, until the guest's next deadline; in the vCPU's thread."""
@@ -187,6 +172,10 @@ class VcpuTime:
             ahead = kvm.own_deadline_ns - clock_gettime_ns(CLOCK_MONOTONIC)
             kvm.arm_own_timer(0)
             self.singleshot.arm(ahead)
+
+    def due(self) -> None:
+        """The timer that the C loop waits for has come, and its event is not the loop's to raise."""
+        self._fired()
 
     def _fired(self) -> None:
         self._vcpu.domain.events.send_virq(Virq.TIMER, self._vcpu.id)

@@ -3,7 +3,7 @@
 import os
 import select
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import pytest
@@ -11,15 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.fakes import Vcpu as FakeVcpu
-from vmm.kvm import PAGE_BYTES, HostMemory, System, Vm
+from vmm.kvm import PAGE_BYTES, EventTable, HostMemory, System, Vm
 from vmm.kvm._native import ffi, lib
 from vmm.kvm.timer import Timer
 from vmm.memory import SharedBytes
 from vmm.paging import CR0_PG, CR4_LA57, EFER_LMA, PageFault, translate
 from vmm.xenabi.constants import Virq
+from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.evtchn import EventChannels
 from vmm.xenabi.evtchn_abi import CONTROL_BLOCK_BYTES
-from vmm.xenabi.interfaces import Domid, Port, VcpuId
+from vmm.xenabi.interfaces import Domid, Port
 
 RAM_BYTES = 1 << 16
 RAM_START = 0x10000  # so that addresses below RAM exist
@@ -171,78 +172,124 @@ def test_the_loop_walks_hostile_page_tables_as_python_does(loop: Loop, data: st.
         assert answered
 
 
-# ------------------------------------------------------------------------------------ the timer's event
+# ------------------------------------------------------------------------------------------- events
 
-TIMER_PORT, PRIORITY = 5, 0
-EVENT_PAGE, BLOCK, INFO = 0x0000, 0x1000, 0x2000
-
-
-class Raised(NamedTuple):
-    """What raising an event has left: the event page, the control block, vcpu_info, and whether the guest was told."""
-
-    page: bytes
-    block: bytes
-    info: bytes
-    told: bool
+EVENT_CHANNEL_OP, SEND = 32, 4
+EVENT_PAGE, BLOCK, SHARED, INFO, EVENT_BYTES = 0x0000, 0x1000, 0x2000, 0x3000, 0x4000
 
 
-def by_the_loop(host: HostMemory) -> Raised:
+class Way(NamedTuple):
+    """How an event comes to be raised in the loop: which kind of port, and what calls for it."""
+
+    bind: Callable[[EventChannels], Port]
+    in_loop: Callable[[EventTable, Port], bool]
+
+
+def _timer_comes(table: EventTable, port: Port) -> bool:
     state: Any = ffi.new("struct pyvmm_loop *")
-    told = os.eventfd(0, os.EFD_NONBLOCK)
-    event, at = state.event, host.address
-    event.port, event.ready_bit, event.upcall_fd = TIMER_PORT, 1 << PRIORITY, told
-    event.word, event.head = at + EVENT_PAGE + 4 * TIMER_PORT, at + BLOCK + 8 + 4 * PRIORITY
-    event.ready, event.info = at + BLOCK, at + INFO
-    lib.pyvmm_raise_timer(state)
-    rang = bool(select.select([told], [], [], 0)[0])
-    os.close(told)
-    return _left(host, rang)
+    state.events, state.timer_port, state.deadline_ns = table.pointer, port, 5
+    done = bool(lib.pyvmm_raise_timer(state))
+    assert (state.deadline_ns, state.raised) == (0, done)
+    return done
 
 
-def by_python(host: HostMemory) -> Raised:
-    vcpu = FakeVcpu(0)
-    vcpu.info = SharedBytes(host, INFO, 64)  # type: ignore[assignment]
-    events = EventChannels([vcpu])
-    while events.bind_virq(Virq.TIMER, 0) < TIMER_PORT:
-        events.close(events.port_of_virq(Virq.TIMER, VcpuId(0)) or 0)
-        events.alloc_unbound(Domid(0))
-    before = bytes(host.view[:0x3000])
-    events.init_control(0, SharedBytes(host, BLOCK, CONTROL_BLOCK_BYTES))
-    events.expand_array(SharedBytes(host, EVENT_PAGE, PAGE_BYTES))
-    events.set_priority(TIMER_PORT, PRIORITY)
-    assert bytes(host.view[:0x3000]) == before
-    events.deliver(Port(TIMER_PORT))
-    return _left(host, vcpu.upcalls > 0)
+WAYS = {
+    "an IPI": Way(lambda events: events.bind_ipi(0), lambda table, port: table.send(port)),
+    "the timer": Way(lambda events: events.bind_virq(Virq.TIMER, 0), _timer_comes),
+}
 
 
-def _left(host: HostMemory, told: bool) -> Raised:
-    view = host.view
-    return Raised(
-        bytes(view[:0x1000]), bytes(view[BLOCK : BLOCK + CONTROL_BLOCK_BYTES]), bytes(view[INFO : INFO + 64]), told
-    )
+class Machine:
+    """One vCPU's event channels over memory with a given content."""
+
+    def __init__(self, host: HostMemory, way: Way, port: int, priority: int | None) -> None:
+        """`priority`: of the FIFO ABI; None for the 2-level one."""
+        self.host, self.way = host, way
+        self.vcpu, self.table = FakeVcpu(0), EventTable(1)
+        self.vcpu.info = SharedBytes(host, INFO, 64)  # type: ignore[assignment]
+        self.events = EventChannels([self.vcpu], self.table)
+        while (port := port - 1) > 0:
+            self.events.alloc_unbound(Domid(0))
+        content = bytes(host.view[:EVENT_BYTES])
+        host.view[:EVENT_BYTES] = bytes(EVENT_BYTES)
+        self.events.attach(SharedBytes(host, SHARED, PAGE_BYTES), Abi.X86_64)
+        self.port = way.bind(self.events)
+        if priority is not None:
+            self.events.init_control(0, SharedBytes(host, BLOCK, CONTROL_BLOCK_BYTES))
+            self.events.expand_array(SharedBytes(host, EVENT_PAGE, PAGE_BYTES))
+            self.events.set_priority(self.port, priority)
+        host.view[:EVENT_BYTES] = content
+        self.vcpu.upcalls = 0
+
+    def by_the_loop(self) -> tuple[bytes, bool]:
+        told = os.eventfd(0, os.EFD_NONBLOCK)
+        self.table.place_info(0, self.host.address + INFO)
+        self.table.interrupt_by(0, told)
+        assert self.way.in_loop(self.table, self.port)
+        rang = bool(select.select([told], [], [], 0)[0])
+        os.close(told)
+        return bytes(self.host.view[:EVENT_BYTES]), rang
+
+    def by_python(self) -> tuple[bytes, bool]:
+        self.events.deliver(self.port)
+        return bytes(self.host.view[:EVENT_BYTES]), self.vcpu.upcalls > 0
 
 
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+@settings(deadline=None)
 @given(
+    port=st.integers(1, 1000),
+    priority=st.none() | st.integers(0, 15),
     word=st.integers(0, 2**32 - 1) | st.sampled_from([0, 1 << 31, 1 << 30, 1 << 29, 7 << 29, 0x1FFFF]),
-    ready=st.integers(0, 0xFFFF),
-    head=st.integers(0, 2**32 - 1),
+    bits=st.tuples(st.integers(0, 2**64 - 1), st.sampled_from([0, 2**64 - 1, 0xF0F0])),
+    block=st.binary(min_size=CONTROL_BLOCK_BYTES, max_size=CONTROL_BLOCK_BYTES),
     info=st.binary(min_size=64, max_size=64),
 )
-def test_the_loop_raises_the_timers_event_as_python_does(word: int, ready: int, head: int, info: bytes) -> None:
+def test_the_loop_raises_events_as_python_does(
+    way: Way, port: int, priority: int | None, word: int, bits: tuple[int, int], block: bytes, info: bytes
+) -> None:
     left = []
-    for way in (by_the_loop, by_python):
-        host = HostMemory(0x3000)
-        struct.pack_into("<I", host.view, EVENT_PAGE + 4 * TIMER_PORT, word)
-        struct.pack_into("<I", host.view, BLOCK, ready)
-        struct.pack_into("<I", host.view, BLOCK + 8 + 4 * PRIORITY, head)
+    for raise_it in (Machine.by_the_loop, Machine.by_python):
+        host = HostMemory(EVENT_BYTES)
+        struct.pack_into("<I", host.view, EVENT_PAGE + 4 * port, word)
+        for offset, part in zip((2048, 2048 + 512), bits, strict=True):
+            struct.pack_into("<Q", host.view, SHARED + offset + port // 64 * 8, part)
+        host.view[BLOCK : BLOCK + CONTROL_BLOCK_BYTES] = block
         host.view[INFO : INFO + 64] = info
-        left.append(way(host))
+        left.append(raise_it(Machine(host, way, port, priority)))
         host.close()
     assert left[0] == left[1]
 
 
-def test_an_event_without_a_place_is_not_raised_in_the_loop() -> None:
-    state: Any = ffi.new("struct pyvmm_loop *")
-    state.deadline_ns = 5
-    lib.pyvmm_raise_timer(state)
-    assert (state.deadline_ns, state.raised) == (0, 0)
+def test_a_timer_whose_event_is_not_the_loops_goes_to_python() -> None:
+    host = HostMemory(EVENT_BYTES)
+    machine = Machine(host, WAYS["the timer"], 3, 0)
+    assert not _timer_comes(machine.table, machine.port)  # the vCPU has no vector yet
+    assert _timer_comes(machine.table, Port(0))  # not armed
+    host.close()
+
+
+def test_the_loop_answers_a_send(loop: Loop) -> None:
+    table, bell = EventTable(1), os.eventfd(0, os.EFD_NONBLOCK)
+    loop.state.events = table.pointer
+    for port, sent in ((9, True), (8, False), (4096, False), (9 + 4096, False), (2**32 - 1, False)):
+        table.rings(9, bell)
+        run = loop.prepare(straight(), struct.pack("<I", port))
+        regs = run.s.regs.regs
+        regs.rax, regs.rdi, regs.rsi, regs.rdx = EVENT_CHANNEL_OP, SEND, LINEAR, 0
+        assert bool(lib.pyvmm_answer(run, loop.state)) is sent
+        assert regs.rax == (0 if sent else EVENT_CHANNEL_OP)
+        assert bool(select.select([bell], [], [], 0)[0]) is sent
+        if sent:
+            os.eventfd_read(bell)
+    os.close(bell)
+    loop.state.events = ffi.NULL
+
+
+def test_the_loop_leaves_a_send_without_a_table_or_an_address_to_python(loop: Loop) -> None:
+    run = loop.prepare(straight(), struct.pack("<I", 9))
+    regs = run.s.regs.regs
+    regs.rax, regs.rdi, regs.rsi = EVENT_CHANNEL_OP, SEND, 0x1234
+    assert not lib.pyvmm_answer(run, loop.state)
+    regs.rsi = LINEAR
+    assert not lib.pyvmm_answer(run, loop.state)

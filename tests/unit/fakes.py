@@ -1,9 +1,11 @@
 """Plain objects that stand in for the world around the Xen ABI."""
 
+import ctypes
 import errno
 from collections import Counter
 from collections.abc import Callable
 
+from vmm.kvm import EventTable
 from vmm.xenabi.console_ring import ConsoleRing
 from vmm.xenabi.constants import PAGE_BYTES, ShutdownReason
 from vmm.xenabi.cstruct import Abi
@@ -34,6 +36,7 @@ class Bytes:
 
     def __init__(self, size_bytes: int = PAGE_BYTES) -> None:
         self.data = bytearray(size_bytes)
+        self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.data))
 
     def read(self, offset_bytes: int, size_bytes: int) -> bytes:
         return bytes(self.data[offset_bytes : offset_bytes + size_bytes])
@@ -248,7 +251,8 @@ class Domain:
         self.vcpus = [Vcpu(index) for index in range(vcpus)]
         self.memory = Memory()
         self.shared_info = Bytes()
-        self.events = EventChannels(self.vcpus)
+        self.event_table = EventTable(vcpus)
+        self.events = EventChannels(self.vcpus, self.event_table)
         self.events.attach(self.shared_info, Abi.X86_64)
         self.grant_pages = Bytes(TABLE_PAGES * PAGE_BYTES)
         self.grants = GrantTable(1, self.grant_pages)

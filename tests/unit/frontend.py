@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 
 from tests.unit.fakes import Bytes, Vcpu
+from vmm.kvm import EventTable
 from vmm.xenabi.constants import PAGE_BYTES
 from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.evtchn import EventChannels
@@ -47,7 +48,7 @@ class Guest:
         self.table = Bytes(TABLE_PAGES * PAGE_BYTES)
         self.grants = GrantTable(0, self.table)
         self.vcpu = Vcpu()
-        self.events = EventChannels([self.vcpu])
+        self.events = EventChannels([self.vcpu], EventTable(1))
         self.events.attach(Bytes(), Abi.X86_64)
         self._next_ref = 8
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.fakes import Bytes, Domain, Vcpu
+from vmm.kvm import EventTable
 from vmm.xenabi.constants import EvtchnStatusKind, Virq
 from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.evtchn import EventChannels
@@ -149,6 +150,8 @@ def test_events_of_a_moved_port_go_to_the_new_vcpu(domain: Domain) -> None:
 class Kernel:
     """Who would do some of it, and what it is told."""
 
+    active = False
+
     def __init__(self) -> None:
         self.told: list[tuple[object, ...]] = []
 
@@ -161,14 +164,11 @@ class Kernel:
     def forget(self, port: Port) -> None:
         self.told.append(("forget", port))
 
-    def forget_timer(self, vcpu: VcpuId) -> None:
-        self.told.append(("forget timer", vcpu))
+    def timer_changed(self, vcpu: VcpuId) -> None:
+        self.told.append(("timer", vcpu))
 
     def wake(self, vcpu: VcpuId) -> None:
         self.told.append(("wake", vcpu))
-
-    def queues_changed(self) -> None:
-        self.told.append(("queues",))
 
     def stop(self) -> None:
         self.told.append(("stop",))
@@ -176,7 +176,7 @@ class Kernel:
 
 def test_kernel_is_told_of_ipis_timers_events_and_the_fifo_abi(domain: Domain) -> None:
     kernel = Kernel()
-    events = EventChannels(domain.vcpus, kernel=kernel)
+    events = EventChannels(domain.vcpus, EventTable(len(domain.vcpus)), kernel=kernel)
     events.attach(Bytes(), Abi.X86_64)
     port = events.bind_ipi(1)
     timer = events.bind_virq(Virq.TIMER, 1)
@@ -188,14 +188,13 @@ def test_kernel_is_told_of_ipis_timers_events_and_the_fifo_abi(domain: Domain) -
     events.init_control(0, Bytes())
     events.init_control(1, Bytes())
     assert [told for told in kernel.told if told != ("forget", timer)] == [
-        ("bind", port, 1), ("wake", 1), ("forget timer", 1), ("queues",), ("forget", port), ("stop",), ("queues",),
-        ("queues",),
+        ("bind", port, 1), ("timer", 1), ("wake", 1), ("timer", 1), ("forget", port), ("stop",),
     ]  # fmt: skip
 
 
 def test_kernel_rings_a_back_end_until_either_end_closes(domain: Domain) -> None:
     kernel = Kernel()
-    events = EventChannels(domain.vcpus, kernel=kernel)
+    events = EventChannels(domain.vcpus, EventTable(len(domain.vcpus)), kernel=kernel)
     for close in (lambda port, bell: events.disconnect(port, bell), lambda port, bell: events.close(port)):
         rung: list[int] = []
         port = events.alloc_unbound(BACKEND)
@@ -212,7 +211,7 @@ def test_kernel_rings_a_back_end_until_either_end_closes(domain: Domain) -> None
 
 
 def test_a_back_end_that_lets_go_leaves_the_port_for_another() -> None:
-    events = EventChannels([Vcpu()])
+    events = EventChannels([Vcpu()], EventTable(1))
     port = events.alloc_unbound(BACKEND)
     first: list[int] = []
     events.connect(port, BACKEND, Port(0), bell := partial(first.append, 1))
@@ -225,7 +224,7 @@ def test_a_back_end_that_lets_go_leaves_the_port_for_another() -> None:
 
 
 def test_ports_run_out_with_enospc() -> None:
-    events = EventChannels([Vcpu()], limit=4)
+    events = EventChannels([Vcpu()], EventTable(1), limit=4)
     for _ in range(3):
         events.alloc_unbound(BACKEND)
     with refused(errno.ENOSPC):
@@ -270,7 +269,7 @@ def test_any_sequence_of_operations_ends_in_an_errno_or_works(steps: list[tuple[
 def test_vcpu_without_info_gets_nothing_and_harms_nothing() -> None:
     vcpu = Vcpu()
     vcpu.info = None
-    events = EventChannels([vcpu])
+    events = EventChannels([vcpu], EventTable(1))
     events.attach(Bytes(), Abi.X86_64)
     events.send(events.bind_ipi(0))
     assert vcpu.upcalls == 0

@@ -1,16 +1,20 @@
 """Event channels over the FIFO ABI, with a guest's side that takes events as Linux does."""
 
 import errno
+import os
 import struct
+import threading
+from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.fakes import Bytes, Domain
+from tests.unit.fakes import Bytes, Domain, Vcpu
 from vmm.xenabi.constants import Virq
 from vmm.xenabi.evtchn_abi import CONTROL_BLOCK_BYTES, LINK_BITS
-from vmm.xenabi.interfaces import Domid, Port, VcpuId, XenError
+from vmm.xenabi.interfaces import Domid, Port, XenError
 
 PENDING, MASKED, LINKED = 1 << 31, 1 << 30, 1 << 29
 LINK = (1 << LINK_BITS) - 1
@@ -194,37 +198,109 @@ def test_a_guest_that_scribbles_over_its_queues_harms_only_itself(steps: list[tu
             assert error.code == errno.EINVAL
 
 
-# --------------------------------------------------------------------------------- a queue of its own
+# ------------------------------------------------------------------------- what vCPUs do by themselves
 
 
-def test_a_timer_with_a_priority_of_its_own_has_a_queue_of_its_own() -> None:
-    guest = Guest()
-    timer = guest.events.bind_virq(Virq.TIMER, 1)
-    assert guest.events.timer_queue(VcpuId(1)) is None  # the default, which others have
-    guest.events.set_priority(timer, 0)
-    queue = guest.events.timer_queue(VcpuId(1))
-    assert queue is not None
-    assert (queue.port, queue.page, queue.block) == (timer, guest.words, guest.blocks[1])
-    assert (queue.word_offset, queue.head_offset, queue.ready_bit) == (4 * timer, 8, 1)
-    assert guest.events.timer_queue(VcpuId(0)) is None
+def placed(guest: Guest, vcpu: int) -> int:
+    """A vCPU that can be interrupted without Python: the eventfd that tells it."""
+    told, info = os.eventfd(0, os.EFD_NONBLOCK), guest.domain.vcpus[vcpu].info
+    assert info is not None
+    guest.domain.event_table.place_info(vcpu, info.address)
+    guest.domain.event_table.interrupt_by(vcpu, told)
+    return told
 
 
-def test_it_loses_the_queue_to_another_port_of_its_vcpu_and_priority() -> None:
-    guest = Guest()
-    timer = guest.events.bind_virq(Virq.TIMER, 1)
-    guest.events.set_priority(timer, 3)
-    other = guest.port(vcpu=0, priority=3)
-    assert guest.events.timer_queue(VcpuId(1)) is not None  # another vCPU's
-    guest.events.bind_vcpu(other, 1)
-    assert guest.events.timer_queue(VcpuId(1)) is None
-    guest.events.close(other)
-    assert guest.events.timer_queue(VcpuId(1)) is not None
-    guest.events.close(timer)
-    assert guest.events.timer_queue(VcpuId(1)) is None
+@pytest.fixture
+def told(guest: Guest) -> Iterator[int]:
+    """The eventfd of vCPU 1."""
+    fd = placed(guest, 1)
+    yield fd
+    os.close(fd)
 
 
-def test_whoever_polls_has_its_timer_back(guest: Guest) -> None:
-    port = guest.port()
-    guest.events.deliver(port)
-    guest.events.poll(guest.domain.vcpus[0], [port], 0)
-    assert guest.domain.vcpus[0].waited
+def was_told(fd: int) -> bool:
+    try:
+        return os.eventfd_read(fd) > 0
+    except BlockingIOError:
+        return False
+
+
+def test_an_ipi_is_queued_behind_what_python_has_raised(guest: Guest, told: int) -> None:
+    first, ipi, last = guest.port(vcpu=1), guest.events.bind_ipi(1), guest.port(vcpu=1)
+    guest.events.deliver(first)
+    assert guest.domain.event_table.send(ipi)
+    guest.events.deliver(last)
+    assert was_told(told)
+    assert guest.take(1) == [first, ipi, last]
+
+
+def test_an_ipi_is_python_s_until_its_vcpu_can_be_interrupted(guest: Guest) -> None:
+    ipi = guest.events.bind_ipi(1)
+    assert not guest.domain.event_table.send(ipi)
+    os.close(placed(guest, 1))
+    assert guest.domain.event_table.send(ipi)
+
+
+def test_an_ipi_is_python_s_while_somebody_waits_there(guest: Guest, told: int) -> None:
+    ipi = guest.events.bind_ipi(1)
+    seen = []
+
+    class Poller(Vcpu):
+        def waits(self) -> None:
+            assert guest.domain.event_table.send(ipi)
+
+        def wanted(self) -> bool:
+            seen.append(guest.domain.event_table.send(ipi))
+            return True
+
+    guest.events.block(Poller(0))
+    assert seen
+    assert not any(seen)
+    assert guest.domain.event_table.send(ipi)
+
+
+def test_only_ipis_and_bells_are_sent_without_python(guest: Guest, told: int) -> None:
+    table = guest.domain.event_table
+    timer, unbound = guest.events.bind_virq(Virq.TIMER, 1), guest.events.alloc_unbound(BACKEND)
+    assert not any(table.send(port) for port in (timer, unbound, Port(0), Port(4095), Port(4096), Port(2**32 - 1)))
+    with os.fdopen(os.eventfd(0, os.EFD_NONBLOCK), "rb") as bell:
+        guest.events.connect(unbound, BACKEND, Port(0), lambda: None, bell.fileno())
+        assert table.send(unbound)
+        assert was_told(bell.fileno())
+        guest.events.close(unbound)
+        assert not table.send(unbound)
+
+
+def test_a_closed_ipi_is_not_sent(guest: Guest, told: int) -> None:
+    ipi = guest.events.bind_ipi(1)
+    guest.events.close(ipi)
+    assert not guest.domain.event_table.send(ipi)
+    again = guest.events.bind_ipi(1)
+    guest.events.reset()
+    assert not guest.domain.event_table.send(again)
+
+
+def test_an_ipi_takes_the_priority_that_it_is_given(guest: Guest, told: int) -> None:
+    low, high = guest.port(vcpu=1, priority=3), guest.events.bind_ipi(1)
+    guest.events.set_priority(high, 2)
+    guest.events.deliver(low)
+    assert guest.domain.event_table.send(high)
+    assert guest.take(1) == [high, low]
+
+
+def test_no_event_is_lost_between_threads_that_fill_one_queue(guest: Guest, told: int) -> None:
+    table, ipis = guest.domain.event_table, [guest.events.bind_ipi(1) for _ in range(8)]
+    taken: Counter[int] = Counter()
+
+    def send(ports: list[Port]) -> None:
+        for _ in range(400):
+            for port in ports:
+                assert table.send(port)
+
+    threads = [threading.Thread(target=send, args=(ipis[start::3],)) for start in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    taken.update(guest.take(1))
+    assert sorted(taken) == sorted(ipis)

@@ -2,9 +2,10 @@
 
 from vmm.kvm.capabilities import CAPABILITIES, Capability, XenFlag
 from vmm.kvm.errors import KvmError
+from vmm.kvm.events import EventTable
 from vmm.kvm.hostmem import PAGE_BYTES, HostMemory, PageFile
 from vmm.kvm.system import CpuidEntry, System
-from vmm.kvm.vcpu import Exit, GuestDebug, MpState, TimerEvent, Vcpu, allow_kicks
+from vmm.kvm.vcpu import Exit, GuestDebug, MpState, Vcpu, allow_kicks
 from vmm.kvm.vm import MsiRoute, SlotFlag, Vm
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "PAGE_BYTES",
     "Capability",
     "CpuidEntry",
+    "EventTable",
     "Exit",
     "GuestDebug",
     "HostMemory",
@@ -21,7 +23,6 @@ __all__ = [
     "PageFile",
     "SlotFlag",
     "System",
-    "TimerEvent",
     "Vcpu",
     "Vm",
     "XenFlag",

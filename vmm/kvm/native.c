@@ -8,9 +8,9 @@
  */
 #include <errno.h>
 #include <linux/kvm.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdint.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/ioctl.h>
@@ -25,16 +25,35 @@ struct pyvmm_ram {
 	uintptr_t host;
 };
 
-/*
- * Where VIRQ_TIMER goes, for a guest on the FIFO ABI that has given it a queue of its own (Linux: priority 0): host
- * addresses of its event word, of the queue's head, of the ready word, and of vcpu_info.  Nothing else is ever in that
- * queue, so there is no tail to link behind, and Python, where it raises the same event, may do so at the same time.
- */
-struct pyvmm_timer_event {
-	uint32_t port; /* 0: Python raises it */
-	uint32_t ready_bit;
-	uintptr_t word, head, ready, info;
+#define LONGEST_DELAY_NS (1ull << 60)
+enum { PORTS = 4096, WORDS_A_PAGE = 1024, PRIORITIES = 16 };
+enum { PORT_OF_PYTHON, PORT_RINGS, PORT_IPI, PORT_TIMER };
+
+/* What a port is to the loop: what sending to it does, and the FIFO queue that its event was last put in. */
+struct pyvmm_port {
+	int does;
+	int fd; /* the eventfd that it rings */
+	uint32_t vcpu, priority;
+	uint32_t queue; /* vcpu * PRIORITIES + priority */
+};
+
+/* A vCPU that events go to, by host addresses, 0 or -1 where it has none yet. */
+struct pyvmm_target {
+	uintptr_t info, block; /* struct vcpu_info, struct evtchn_fifo_control_block */
 	int upcall_fd;
+	uint32_t tails[PRIORITIES];
+};
+
+/*
+ * A domain's event channels, as far as its vCPUs' loops serve them.  `lock` guards all of it.  `waiting`: so many vCPUs
+ * wait for an event in Python, which only Python can wake.
+ */
+struct pyvmm_events {
+	int lock, waiting;
+	uintptr_t shared; /* 2-level ABI of a 64-bit guest: struct shared_info, else 0 */
+	uintptr_t words[PORTS / WORDS_A_PAGE]; /* FIFO ABI: the pages of event words */
+	struct pyvmm_port ports[PORTS];
+	struct pyvmm_target vcpus[];
 };
 
 struct pyvmm_loop {
@@ -49,7 +68,8 @@ struct pyvmm_loop {
 	timer_t timer; /* signals the vCPU's thread */
 	int has_timer, kicked, due;
 	int64_t deadline_ns; /* of CLOCK_MONOTONIC, 0 while it is not armed */
-	struct pyvmm_timer_event event;
+	uint32_t timer_port; /* of VIRQ_TIMER, 0: Python raises it */
+	struct pyvmm_events *events;
 };
 
 static void kicked(int number, siginfo_t *info, void *context)
@@ -66,37 +86,31 @@ static void kicked(int number, siginfo_t *info, void *context)
 /* Make `number` interrupt KVM_RUN in the thread that receives it.  0, or -errno. */
 static int pyvmm_install_kick(int number)
 {
-	struct sigaction action;
+	struct sigaction action = { .sa_sigaction = kicked, .sa_flags = SA_SIGINFO }; /* no SA_RESTART: it is to interrupt */
 
-	memset(&action, 0, sizeof action);
-	action.sa_sigaction = kicked;
-	action.sa_flags = SA_SIGINFO; /* no SA_RESTART: the point is to interrupt */
 	sigemptyset(&action.sa_mask);
 	return sigaction(number, &action, NULL) == 0 ? 0 : -errno;
+}
+
+static struct itimerspec after(int64_t delay_ns, int64_t period_ns)
+{
+	return (struct itimerspec){ .it_value = { delay_ns / 1000000000, delay_ns % 1000000000 },
+				    .it_interval = { period_ns / 1000000000, period_ns % 1000000000 } };
 }
 
 /* Arm a CLOCK_MONOTONIC timerfd `delay_ns` from now (0: disarm), then every `period_ns` (0: once).  0, or -errno. */
 static int pyvmm_arm(int timer_fd, int64_t delay_ns, int64_t period_ns)
 {
-	struct itimerspec when;
+	struct itimerspec when = after(delay_ns, period_ns);
 
-	memset(&when, 0, sizeof when);
-	when.it_value.tv_sec = delay_ns / 1000000000;
-	when.it_value.tv_nsec = delay_ns % 1000000000;
-	when.it_interval.tv_sec = period_ns / 1000000000;
-	when.it_interval.tv_nsec = period_ns % 1000000000;
 	return timerfd_settime(timer_fd, 0, &when, NULL) == 0 ? 0 : -errno;
 }
 
 /* Have the thread that calls this signalled by a timer of its own.  0, or -errno. */
 static int pyvmm_own_timer(struct pyvmm_loop *loop, struct kvm_run *run, int number)
 {
-	struct sigevent event;
+	struct sigevent event = { .sigev_notify = SIGEV_THREAD_ID, .sigev_signo = number, .sigev_value.sival_ptr = loop };
 
-	memset(&event, 0, sizeof event);
-	event.sigev_notify = SIGEV_THREAD_ID;
-	event.sigev_signo = number;
-	event.sigev_value.sival_ptr = loop;
 	event._sigev_un._tid = (int)syscall(SYS_gettid);
 	loop->run = run;
 	if (timer_create(CLOCK_MONOTONIC, &event, &loop->timer) != 0)
@@ -123,31 +137,14 @@ static int64_t now_ns(void)
 /* Arm that timer `delay_ns` from now (0: disarm).  0, or -errno. */
 static int pyvmm_arm_own(struct pyvmm_loop *loop, int64_t delay_ns)
 {
-	struct itimerspec when;
+	struct itimerspec when = after(delay_ns, 0);
 
-	memset(&when, 0, sizeof when);
-	when.it_value.tv_sec = delay_ns / 1000000000;
-	when.it_value.tv_nsec = delay_ns % 1000000000;
 	loop->deadline_ns = delay_ns ? now_ns() + delay_ns : 0;
 	return timer_settime(loop->timer, 0, &when, NULL) == 0 ? 0 : -errno;
 }
 
-/*
- * A sleeping guest's one hypercall, answered without Python: VCPUOP_set_singleshot_timer of a 64-bit kernel for its own
- * vCPU (xen/include/public/vcpu.h).  Whatever is not quite that goes to Python, which answers alike.
- */
-#define HYPERVISOR_VCPU_OP 24
-#define VCPUOP_SET_SINGLESHOT_TIMER 8
-#define EFER_LMA (1 << 10)
-#define CR4_LA57 (1 << 12)
-#define ENTRY_PRESENT 1
-#define ENTRY_LARGE (1 << 7)
+enum { EFER_LMA = 1 << 10, CR4_LA57 = 1 << 12, ENTRY_PRESENT = 1, ENTRY_LARGE = 1 << 7 };
 #define FRAME_MASK 0x000ffffffffff000ull
-#define LONGEST_DELAY_NS (1ll << 60)
-#define EVENT_PENDING (1u << 31)
-#define EVENT_MASKED (1u << 30)
-#define EVENT_LINKED (1u << 29)
-#define EVENT_LINK ((1u << 17) - 1)
 
 /* Where guest-physical bytes are, or NULL. */
 static const void *at(const struct pyvmm_loop *loop, uint64_t gpa, uint64_t size)
@@ -180,101 +177,7 @@ static const void *at_virtual(const struct pyvmm_loop *loop, uint64_t cr3, uint6
 	}
 }
 
-/* Whether the exit was that hypercall, and has its answer. */
-static int pyvmm_answer(struct kvm_run *run, struct pyvmm_loop *loop)
-{
-	struct kvm_regs *regs = &run->s.regs.regs;
-	const struct kvm_sregs *sregs = &run->s.regs.sregs;
-	struct kvm_clock_data clock;
-	struct {
-		uint64_t deadline_ns;
-		uint32_t flags, pad;
-	} argument;
-	const void *place;
-	uint64_t number, command, vcpu, pointer, delay_ns;
-
-	if (loop->timer_fd < 0)
-		return 0;
-	if (run->exit_reason == KVM_EXIT_XEN && run->xen.u.hcall.longmode && !run->xen.u.hcall.cpl) {
-		number = run->xen.u.hcall.input;
-		command = run->xen.u.hcall.params[0], vcpu = run->xen.u.hcall.params[1];
-		pointer = run->xen.u.hcall.params[2];
-	} else if (run->exit_reason == KVM_EXIT_IO && run->io.port == loop->port &&
-		   run->io.direction == KVM_EXIT_IO_OUT && sregs->cs.l && !sregs->ss.dpl) {
-		number = regs->rax;
-		command = regs->rdi, vcpu = regs->rsi, pointer = regs->rdx;
-	} else {
-		return 0;
-	}
-	if ((uint32_t)number != HYPERVISOR_VCPU_OP || (uint32_t)command != VCPUOP_SET_SINGLESHOT_TIMER ||
-	    vcpu != loop->vcpu_id || !(sregs->efer & EFER_LMA) || sregs->cr4 & CR4_LA57)
-		return 0;
-	place = at_virtual(loop, sregs->cr3, pointer, sizeof argument);
-	if (!place)
-		return 0;
-	memcpy(&argument, place, sizeof argument); /* once: the guest may change it meanwhile */
-	if (argument.flags || argument.deadline_ns > loop->python_after_ns ||
-	    ioctl(loop->vm_fd, KVM_GET_CLOCK, &clock) != 0)
-		return 0;
-	delay_ns = argument.deadline_ns > clock.clock ? argument.deadline_ns - clock.clock : 1;
-	if (delay_ns > LONGEST_DELAY_NS)
-		delay_ns = LONGEST_DELAY_NS;
-	if ((loop->event.port ? pyvmm_arm_own(loop, delay_ns) : pyvmm_arm(loop->timer_fd, delay_ns, 0)) != 0)
-		return 0;
-	loop->answered++;
-	if (run->exit_reason == KVM_EXIT_XEN) {
-		run->xen.u.hcall.result = 0;
-	} else {
-		regs->rax = 0;
-		run->kvm_dirty_regs |= KVM_SYNC_X86_REGS;
-	}
-	return 1;
-}
-
-/* The timer has come: as FifoAbi.raise_event and mark_pending in Python do, xen/include/public/event_channel.h. */
-static void pyvmm_raise_timer(struct pyvmm_loop *loop)
-{
-	const struct pyvmm_timer_event *event = &loop->event;
-	uint32_t *word = (uint32_t *)event->word;
-
-	if (loop->deadline_ns && loop->deadline_ns <= now_ns()) /* else the guest has set another meanwhile */
-		loop->deadline_ns = 0;
-	if (!event->port)
-		return;
-	loop->raised++;
-	__atomic_fetch_or(word, EVENT_PENDING, __ATOMIC_SEQ_CST);
-	if (__atomic_load_n(word, __ATOMIC_SEQ_CST) & EVENT_MASKED ||
-	    __atomic_fetch_or(word, EVENT_LINKED, __ATOMIC_SEQ_CST) & EVENT_LINKED)
-		return;
-	__atomic_fetch_and(word, ~EVENT_LINK, __ATOMIC_SEQ_CST); /* the last of its queue, and the first */
-	__atomic_store_n((uint32_t *)event->head, event->port, __ATOMIC_SEQ_CST);
-	__atomic_fetch_or((uint32_t *)event->ready, event->ready_bit, __ATOMIC_SEQ_CST);
-	__atomic_fetch_or((uint8_t *)event->info, 1, __ATOMIC_SEQ_CST);
-	eventfd_write(event->upcall_fd, 1);
-}
-
-/* Run the guest until it needs an answer: the exit reason, or -errno (-EINTR after a kick, -EAGAIN after an INIT). */
-static int pyvmm_enter(int vcpu_fd, struct kvm_run *run, struct pyvmm_loop *loop)
-{
-	for (;;) {
-		run->immediate_exit = 0;
-		__atomic_thread_fence(__ATOMIC_SEQ_CST);
-		if (__atomic_load_n(&loop->kicked, __ATOMIC_SEQ_CST))
-			run->immediate_exit = 1; /* KVM_RUN still completes the last exit's instruction */
-		if (__atomic_exchange_n(&loop->due, 0, __ATOMIC_SEQ_CST))
-			pyvmm_raise_timer(loop);
-		if (ioctl(vcpu_fd, KVM_RUN, 0) == 0) {
-			if (!pyvmm_answer(run, loop))
-				return (int)run->exit_reason;
-		} else if (errno != EINTR || __atomic_load_n(&loop->kicked, __ATOMIC_SEQ_CST)) {
-			return -errno;
-		}
-	}
-}
-
-/*
- * Atomic operations on memory that a running guest changes too; each returns the value before.  Python has none.
- */
+/* Atomic operations on memory that a running guest changes too; each returns the value before.  Python has none. */
 static uint64_t pyvmm_fetch_or_64(uintptr_t address, uint64_t bits)
 {
 	return __atomic_fetch_or((uint64_t *)address, bits, __ATOMIC_SEQ_CST);
@@ -289,4 +192,208 @@ static uint32_t pyvmm_exchange_32(uintptr_t address, uint32_t expected, uint32_t
 {
 	__atomic_compare_exchange_n((uint32_t *)address, &expected, wanted, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
 	return expected;
+}
+
+/* How an event is shown to a guest: xen/include/public/event_channel.h, and xen.h for the 2-level ABI. */
+enum { HEADS_OFFSET = 8, LINK_TRIES = 64, PENDING_OFFSET = 2048, MASK_OFFSET = 2048 + 512, SELECTOR_OFFSET = 8 };
+static const uint32_t PENDING = 1u << 31, MASKED = 1u << 30, LINKED = 1u << 29, BUSY = 1u << 28, LINK = (1u << 17) - 1;
+
+static void pyvmm_lock(struct pyvmm_events *events)
+{
+	while (__atomic_exchange_n(&events->lock, 1, __ATOMIC_ACQUIRE))
+		sched_yield();
+}
+
+static void pyvmm_unlock(struct pyvmm_events *events)
+{
+	__atomic_store_n(&events->lock, 0, __ATOMIC_RELEASE);
+}
+
+static uint32_t *word_of(const struct pyvmm_events *events, uint32_t port)
+{
+	uintptr_t page = events->words[port / WORDS_A_PAGE];
+
+	return page ? (uint32_t *)page + port % WORDS_A_PAGE : NULL;
+}
+
+/* Let the word of `tail` point to `port`, if the guest has not taken it out of the queue. */
+static int link_behind(const struct pyvmm_events *events, uint32_t tail, uint32_t port)
+{
+	uint32_t *word = word_of(events, tail), before;
+
+	for (int tries = 0; tries < LINK_TRIES && (before = __atomic_load_n(word, __ATOMIC_SEQ_CST)) & LINKED; tries++)
+		if (pyvmm_exchange_32((uintptr_t)word, before, (before & ~(LINK | BUSY)) | port) == before)
+			return 1;
+	return 0; /* a guest that changes the word all the time loses its events */
+}
+
+/* FIFO: put an event into its queue, unless it is masked or there; whether the vCPU is to be told. */
+static int queue_event(struct pyvmm_events *events, uint32_t number, uint32_t vcpu, uint32_t priority, uint32_t mark)
+{
+	struct pyvmm_target *target = &events->vcpus[vcpu];
+	uint32_t *word = word_of(events, number), *tail = &target->tails[priority], *place = &events->ports[number].queue;
+	uint32_t *old = &events->vcpus[*place / PRIORITIES].tails[*place % PRIORITIES];
+
+	if (__atomic_or_fetch(word, mark, __ATOMIC_SEQ_CST) & MASKED || !target->block ||
+	    __atomic_fetch_or(word, LINKED, __ATOMIC_SEQ_CST) & LINKED)
+		return 0;
+	__atomic_fetch_and(word, ~LINK, __ATOMIC_SEQ_CST); /* it becomes the last of its queue, and leaves its old one */
+	if (*old == number)
+		*old = 0;
+	if (!*tail || !link_behind(events, *tail, number)) /* the queue was empty */
+		__atomic_store_n((uint32_t *)(target->block + HEADS_OFFSET) + priority, number, __ATOMIC_SEQ_CST);
+	*tail = number;
+	*place = vcpu * PRIORITIES + priority;
+	__atomic_fetch_or((uint32_t *)target->block, 1u << priority, __ATOMIC_SEQ_CST);
+	return 1;
+}
+
+/* The same for Python, which has checked the numbers. */
+static int pyvmm_queue(struct pyvmm_events *events, uint32_t number, uint32_t vcpu, uint32_t priority, uint32_t mark)
+{
+	int told;
+
+	pyvmm_lock(events);
+	told = queue_event(events, number, vcpu, priority, mark);
+	pyvmm_unlock(events);
+	return told;
+}
+
+/* 2-level: make an event pending and select its word; whether the vCPU is to be told. */
+static int select_event(const struct pyvmm_events *events, uint32_t number, const struct pyvmm_target *target)
+{
+	uint64_t bit = 1ull << number % 64, *pending = (uint64_t *)(events->shared + PENDING_OFFSET) + number / 64;
+	const uint64_t *mask = (const uint64_t *)(events->shared + MASK_OFFSET) + number / 64;
+
+	if (__atomic_fetch_or(pending, bit, __ATOMIC_SEQ_CST) & bit || __atomic_load_n(mask, __ATOMIC_SEQ_CST) & bit)
+		return 0;
+	__atomic_fetch_or((uint64_t *)(target->info + SELECTOR_OFFSET), 1ull << number / 64, __ATOMIC_SEQ_CST);
+	return 1;
+}
+
+/* Interrupt a vCPU of the domain's own by a port; 0 where that is for Python to do. */
+static int raise_event(struct pyvmm_events *events, uint32_t number)
+{
+	const struct pyvmm_port *port = &events->ports[number];
+	const struct pyvmm_target *target = &events->vcpus[port->vcpu];
+	int told;
+
+	if (events->waiting || !target->info || target->upcall_fd < 0 ||
+	    !(events->shared || (target->block && word_of(events, number))))
+		return 0;
+	told = events->shared ? select_event(events, number, target) :
+				queue_event(events, number, port->vcpu, port->priority, PENDING);
+	if (told) {
+		__atomic_fetch_or((uint8_t *)target->info, 1, __ATOMIC_SEQ_CST);
+		eventfd_write(target->upcall_fd, 1);
+	}
+	return 1;
+}
+
+/* What sending to a port does (`as`: PORT_IPI), or the timer (PORT_TIMER); 0 where that is for Python to do. */
+static int pyvmm_send(struct pyvmm_events *events, uint32_t number, int as)
+{
+	const struct pyvmm_port *port = &events->ports[number];
+	int done;
+
+	if (!events || number >= PORTS)
+		return 0;
+	pyvmm_lock(events);
+	done = port->does == PORT_RINGS ? !eventfd_write(port->fd, 1) : port->does == as && raise_event(events, number);
+	pyvmm_unlock(events);
+	return done;
+}
+
+/* The timer has come; 0 where Python is to raise its event. */
+static int pyvmm_raise_timer(struct pyvmm_loop *loop)
+{
+	int done = !loop->timer_port || pyvmm_send(loop->events, loop->timer_port, PORT_TIMER); /* without one it is not armed */
+
+	if (loop->deadline_ns && loop->deadline_ns <= now_ns()) /* else the guest has set another meanwhile */
+		loop->deadline_ns = 0;
+	loop->raised += done;
+	return done;
+}
+
+/* VCPUOP_set_singleshot_timer (xen/include/public/vcpu.h); 0 where that is for Python to do. */
+static int set_timer(struct pyvmm_loop *loop, const void *place)
+{
+	struct kvm_clock_data clock;
+	uint64_t argument[2], delay_ns = 1; /* deadline, flags in the lower half */
+
+	memcpy(argument, place, sizeof argument); /* once: the guest may change it meanwhile */
+	if ((uint32_t)argument[1] || argument[0] > loop->python_after_ns || ioctl(loop->vm_fd, KVM_GET_CLOCK, &clock) != 0)
+		return 0;
+	if (argument[0] > clock.clock)
+		delay_ns = argument[0] - clock.clock;
+	if (delay_ns > LONGEST_DELAY_NS)
+		delay_ns = LONGEST_DELAY_NS;
+	return (loop->timer_port ? pyvmm_arm_own(loop, delay_ns) : pyvmm_arm(loop->timer_fd, delay_ns, 0)) == 0;
+}
+
+enum { VCPU_OP = 24, SET_SINGLESHOT_TIMER = 8, EVENT_CHANNEL_OP = 32, EVTCHNOP_SEND = 4 };
+
+/*
+ * Whether the exit was one of the two hypercalls that Linux makes all the time, by a 64-bit kernel, and has its answer.
+ * Whatever is not quite that goes to Python, which answers alike.
+ */
+static int pyvmm_answer(struct kvm_run *run, struct pyvmm_loop *loop)
+{
+	struct kvm_regs *regs = &run->s.regs.regs;
+	const struct kvm_sregs *sregs = &run->s.regs.sregs;
+	const void *place = NULL;
+	uint64_t number, args[3];
+	int done = 0;
+
+	if (loop->timer_fd < 0)
+		return 0;
+	if (run->exit_reason == KVM_EXIT_XEN && run->xen.u.hcall.longmode && !run->xen.u.hcall.cpl) {
+		number = run->xen.u.hcall.input;
+		memcpy(args, run->xen.u.hcall.params, sizeof args);
+	} else if (run->exit_reason == KVM_EXIT_IO && run->io.port == loop->port &&
+		   run->io.direction == KVM_EXIT_IO_OUT && sregs->cs.l && !sregs->ss.dpl) {
+		number = regs->rax;
+		args[0] = regs->rdi, args[1] = regs->rsi, args[2] = regs->rdx;
+	} else {
+		return 0;
+	}
+	if (!(sregs->efer & EFER_LMA) || sregs->cr4 & CR4_LA57)
+		return 0;
+	if ((uint32_t)number == EVENT_CHANNEL_OP && (uint32_t)args[0] == EVTCHNOP_SEND) {
+		place = at_virtual(loop, sregs->cr3, args[1], 4);
+		done = place && pyvmm_send(loop->events, __atomic_load_n((const uint32_t *)place, __ATOMIC_RELAXED), PORT_IPI);
+	} else if ((uint32_t)number == VCPU_OP && (uint32_t)args[0] == SET_SINGLESHOT_TIMER &&
+		   args[1] == loop->vcpu_id) {
+		place = at_virtual(loop, sregs->cr3, args[2], 16);
+		done = place && set_timer(loop, place);
+	}
+	if (!done)
+		return 0;
+	loop->answered++;
+	if (run->exit_reason == KVM_EXIT_XEN) {
+		run->xen.u.hcall.result = 0;
+	} else {
+		regs->rax = 0;
+		run->kvm_dirty_regs |= KVM_SYNC_X86_REGS;
+	}
+	return 1;
+}
+
+/* Run the guest until it needs an answer: the exit reason, or -EINTR (a kick), -EAGAIN (an INIT), -ETIME (its timer). */
+static int pyvmm_enter(int vcpu_fd, struct kvm_run *run, struct pyvmm_loop *loop)
+{
+	for (;;) {
+		run->immediate_exit = 0;
+		__atomic_thread_fence(__ATOMIC_SEQ_CST);
+		if (__atomic_load_n(&loop->kicked, __ATOMIC_SEQ_CST))
+			run->immediate_exit = 1; /* KVM_RUN still completes the last exit's instruction */
+		if (__atomic_exchange_n(&loop->due, 0, __ATOMIC_SEQ_CST) && !pyvmm_raise_timer(loop))
+			return -ETIME;
+		if (ioctl(vcpu_fd, KVM_RUN, 0) == 0) {
+			if (!pyvmm_answer(run, loop))
+				return (int)run->exit_reason;
+		} else if (errno != EINTR || __atomic_load_n(&loop->kicked, __ATOMIC_SEQ_CST)) {
+			return -errno;
+		}
+	}
 }

@@ -9,10 +9,11 @@ import os
 import signal
 import threading
 from enum import IntEnum, IntFlag
-from typing import Any, NamedTuple
+from typing import Any
 
 from vmm.kvm._native import ffi, lib
 from vmm.kvm.errors import KvmError, ioctl
+from vmm.kvm.events import EventTable
 
 KICK_SIGNAL = signal.SIGRTMIN + 3
 _SVR = 0xF0
@@ -20,10 +21,12 @@ _LVT0_OFFSET, _LVT_MODE_AND_MASK, _LVT_EXTINT = 0x350, 1 << 16 | 7 << 8, 7 << 8
 
 
 class Exit(IntEnum):
-    """Why KVM_RUN came back; INTERRUPTED is a kick, INIT_TAKEN a waiting application processor that got its INIT."""
+    """Why KVM_RUN came back; INTERRUPTED is a kick, INIT_TAKEN a waiting application processor that got its INIT,
+    TIMER_DUE a timer of the C loop's whose event is not the loop's to raise."""
 
     INTERRUPTED = -errno.EINTR
     INIT_TAKEN = -errno.EAGAIN
+    TIMER_DUE = -errno.ETIME
     UNKNOWN = lib.KVM_EXIT_UNKNOWN
     EXCEPTION = lib.KVM_EXIT_EXCEPTION
     IO = lib.KVM_EXIT_IO
@@ -63,17 +66,7 @@ class GuestDebug(IntFlag):
     INJECT_BP = lib.KVM_GUESTDBG_INJECT_BP
 
 
-class TimerEvent(NamedTuple):
-    """Where the guest's timer event is shown: its port, the queue's bit in the ready word, and host addresses of its event
-    word, the queue's head, the ready word and vcpu_info; and the eventfd that interrupts the guest."""
-
-    port: int
-    ready_bit: int
-    word: int
-    head: int
-    ready: int
-    info: int
-    upcall_fd: int
+_ASKED_FOR = (Exit.INTERRUPTED, Exit.INIT_TAKEN, Exit.TIMER_DUE)
 
 
 def allow_kicks() -> None:
@@ -101,6 +94,7 @@ class Vcpu:
         self.run.kvm_valid_regs = lib.KVM_SYNC_X86_REGS | lib.KVM_SYNC_X86_SREGS
         self._start = int(ffi.cast("uintptr_t", self.run))
         self._loop = ffi.new("struct pyvmm_loop *", {"timer_fd": -1})
+        self._events: EventTable | None = None
         self._lapic: Any = ffi.new("struct kvm_lapic_state *")
         self._lvt0 = ffi.cast("uint32_t *", self._lapic.regs + _LVT0_OFFSET)
         self._thread: int | None = None
@@ -109,15 +103,17 @@ class Vcpu:
     def enter(self) -> int:
         """KVM_RUN: run the guest until it needs an answer; an `Exit`.  KvmError where KVM gives up."""
         reason: int = lib.pyvmm_enter(self.fd, self.run, self._loop)
-        if reason < 0 and reason not in (Exit.INTERRUPTED, Exit.INIT_TAKEN):
+        if reason < 0 and reason not in _ASKED_FOR:
             raise KvmError("KVM_RUN", -reason)
         return reason
 
-    def describe_loop(self, vm_fd: int, xen_vcpu_id: int, port: int, ram: list[tuple[int, int, int]]) -> None:
-        """What the C loop must know to set a guest's timer by itself: the machine's descriptor, the number by which the
-        guest names this vCPU, the port of its hypercalls, and its first stretches of RAM (start, end, host address)."""
-        loop = self._loop
-        loop.vm_fd, loop.vcpu_id, loop.port = vm_fd, xen_vcpu_id, port
+    def describe_loop(
+        self, vm_fd: int, xen_vcpu_id: int, port: int, ram: list[tuple[int, int, int]], events: EventTable
+    ) -> None:
+        """What the C loop must know to answer hypercalls by itself: the machine's descriptor, the number by which the guest
+        names this vCPU, the port of its hypercalls, its first stretches of RAM (start, end, host address), its events."""
+        loop, self._events = self._loop, events
+        loop.vm_fd, loop.vcpu_id, loop.port, loop.events = vm_fd, xen_vcpu_id, port, events.pointer
         for row, stretch in zip(loop.ram, ram, strict=False):
             row.start, row.end, row.host = stretch
 
@@ -126,19 +122,12 @@ class Vcpu:
         self._loop.python_after_ns = python_after_ns
         self._loop.timer_fd = -1 if timer_fd is None else timer_fd
 
-    def let_loop_raise(self, event: "TimerEvent | None") -> bool:
-        """Whether the C loop raises the guest's timer event, too; False where it does not.  In the entering thread."""
+    def let_loop_raise(self, port: int) -> bool:
+        """Let the C loop raise the timer's event, too, at this port (0: no); whether it does.  In the entering thread."""
         loop = self._loop
-        if event is None or not (loop.has_timer or self._made_timer()):
-            loop.event.port = 0
-            return False
-        place = loop.event
-        place.ready_bit, place.word, place.head, place.ready, place.info, place.upcall_fd = event[1:]
-        place.port = event.port
-        return True
-
-    def _made_timer(self) -> bool:
-        return bool(lib.pyvmm_own_timer(self._loop, self.run, KICK_SIGNAL) == 0)
+        able = port and (loop.has_timer or lib.pyvmm_own_timer(loop, self.run, KICK_SIGNAL) == 0)
+        loop.timer_port = port if able else 0
+        return bool(able)
 
     def arm_own_timer(self, delay_ns: int) -> None:
         """The timer that the C loop waits for while it raises the event; 0 disarms it."""

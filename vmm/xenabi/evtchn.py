@@ -12,8 +12,8 @@ from typing import Protocol
 
 from vmm.xenabi.constants import NR_VIRQS, PER_VCPU_VIRQS, EvtchnStatusKind, Virq
 from vmm.xenabi.cstruct import Abi
-from vmm.xenabi.evtchn_abi import DEFAULT_PRIORITY, LOWEST_PRIORITY, FifoAbi, OwnQueue, TwoLevelAbi
-from vmm.xenabi.interfaces import Domid, KernelPorts, Notify, Port, SharedBytes, Vcpu, VcpuId, XenError
+from vmm.xenabi.evtchn_abi import DEFAULT_PRIORITY, LOWEST_PRIORITY, FifoAbi, TwoLevelAbi
+from vmm.xenabi.interfaces import Domid, EventTable, KernelPorts, Notify, Port, SharedBytes, Vcpu, VcpuId, XenError
 
 MAX_PORTS = 4096
 """Ports that a domain may have, whatever its ABI could name (xl's max_event_channels, there 1023 by default)."""
@@ -56,6 +56,8 @@ class Watcher(Protocol):
 class NoKernelPorts:
     """Everything is done here."""
 
+    active = False
+
     def bind_ipi(self, port: Port, vcpu: VcpuId) -> None:
         pass
 
@@ -65,13 +67,10 @@ class NoKernelPorts:
     def forget(self, port: Port) -> None:
         pass
 
-    def forget_timer(self, vcpu: VcpuId) -> None:
+    def timer_changed(self, vcpu: VcpuId) -> None:
         pass
 
     def wake(self, vcpu: VcpuId) -> None:
-        pass
-
-    def queues_changed(self) -> None:
         pass
 
     def stop(self) -> None:
@@ -81,8 +80,11 @@ class NoKernelPorts:
 class EventChannels:
     """The ports of one domain.  Its lock guards the table; the pending and mask bits are the guest's as well."""
 
-    def __init__(self, vcpus: Sequence[Vcpu], limit: int = MAX_PORTS, kernel: KernelPorts | None = None) -> None:
+    def __init__(
+        self, vcpus: Sequence[Vcpu], table: EventTable, limit: int = MAX_PORTS, kernel: KernelPorts | None = None
+    ) -> None:
         self._vcpus = vcpus
+        self._table = table
         self._kernel = kernel or NoKernelPorts()
         self._limit = limit
         self._lock = threading.RLock()
@@ -145,13 +147,14 @@ class EventChannels:
             channel.remote_port, channel.notify_remote, channel.end_remote = remote_port, notify, end_remote
             if fd is not None:
                 self._kernel.bind_eventfd(port, fd)
+                self._table.rings(port, fd)
 
     def disconnect(self, port: Port, notify: Notify) -> None:
         """The far end that `connect` has bound with this `notify` goes; the port waits for another."""
         with self._lock:
             channel = self._channels.get(port)
             if channel is not None and channel.notify_remote == notify:
-                self._kernel.forget(port)
+                self._forget(port)
                 _unbind(channel)
 
     def bind_remote(self, own: Domid, remote: "EventChannels", remote_domid: Domid, remote_port: int) -> Port:
@@ -204,7 +207,10 @@ class EventChannels:
             channel = self._new(EvtchnStatusKind.virq)
             channel.virq, channel.vcpu = virq, target
             self._virqs[target, virq] = channel
-            return channel.port  # of the default priority, so it has no queue of its own yet
+            self._describe(channel)
+            if virq == Virq.TIMER:
+                self._kernel.timer_changed(target)
+            return channel.port
 
     def bind_ipi(self, vcpu: int) -> Port:
         """A port that interrupts a vCPU of the same domain."""
@@ -213,6 +219,7 @@ class EventChannels:
             channel = self._new(EvtchnStatusKind.ipi)
             channel.vcpu = target
             self._kernel.bind_ipi(channel.port, target)
+            self._describe(channel)
             return channel.port
 
     def ipis(self) -> list[tuple[Port, VcpuId]]:
@@ -220,19 +227,16 @@ class EventChannels:
         with self._lock:
             return [(found.port, found.vcpu) for found in self._channels.values() if found.kind is EvtchnStatusKind.ipi]
 
-    def timer_queue(self, vcpu: VcpuId) -> OwnQueue | None:
-        """Where a vCPU's VIRQ_TIMER is queued, if the guest has given it a priority that no other port of that vCPU has.
+    def _describe(self, channel: Channel) -> None:
+        # What the vCPUs' threads may do by themselves.
+        if channel.kind is EvtchnStatusKind.ipi:
+            self._table.interrupts(channel.port, channel.vcpu, channel.priority)
+        elif channel.kind is EvtchnStatusKind.virq and channel.virq == Virq.TIMER:
+            self._table.times(channel.port, channel.vcpu, channel.priority)
 
-        Linux does: the highest.  Ports have the default until they are given another.
-        """
-        with self._lock:
-            timer = self._virqs.get((vcpu, Virq.TIMER))
-            if timer is None or timer.priority == DEFAULT_PRIORITY or not isinstance(self._abi, FifoAbi):
-                return None
-            for channel in self._channels.values():
-                if channel is not timer and channel.vcpu == vcpu and channel.priority == timer.priority:
-                    return None
-            return self._abi.own_queue(timer)
+    def _forget(self, port: Port) -> None:
+        self._kernel.forget(port)
+        self._table.forget(port)
 
     def port_of_virq(self, virq: int, vcpu: VcpuId) -> Port | None:
         """Where a virtual interrupt is bound."""
@@ -249,8 +253,6 @@ class EventChannels:
             ):
                 raise XenError(errno.EINVAL)
             channel.vcpu = target
-            if channel.priority != DEFAULT_PRIORITY:
-                self._kernel.queues_changed()
 
     def close(self, port: int) -> None:
         """Free a port; its pending bit goes too."""
@@ -260,12 +262,11 @@ class EventChannels:
             del self._channels[channel.port]
             if channel.kind is EvtchnStatusKind.interdomain:
                 self._unbind_far_end(channel)
-            self._kernel.forget(channel.port)
+            self._forget(channel.port)
             if channel.kind is EvtchnStatusKind.virq:
-                if channel.virq == Virq.TIMER:
-                    self._kernel.forget_timer(channel.vcpu)
-                    self._kernel.queues_changed()
                 del self._virqs[channel.vcpu if channel.virq in PER_VCPU_VIRQS else VcpuId(0), channel.virq]
+                if channel.virq == Virq.TIMER:
+                    self._kernel.timer_changed(channel.vcpu)
             if self._abi is not None:
                 self._abi.clear(channel)
         if end_remote is not None:
@@ -280,10 +281,9 @@ class EventChannels:
         """Close every port and go back to the 2-level ABI."""
         self.close_all()
         with self._lock:
-            self._kernel.queues_changed()
+            self._table.forget_abi()
             if self._shared is not None:
-                self._abi = TwoLevelAbi(*self._shared)
-                self._limit = min(self._limit, self._abi.ports)
+                self._use_two_levels(*self._shared)
 
     def end(self) -> None:
         """The domain ends: close every port, and make no more; its memory goes next."""
@@ -316,8 +316,13 @@ class EventChannels:
         with self._lock:
             self._shared = shared, abi
             if not isinstance(self._abi, FifoAbi):
-                self._abi = TwoLevelAbi(shared, abi)
-                self._limit = min(self._limit, self._abi.ports)
+                self._use_two_levels(shared, abi)
+
+    def _use_two_levels(self, shared: SharedBytes, abi: Abi) -> None:
+        self._abi = TwoLevelAbi(shared, abi)
+        self._limit = min(self._limit, self._abi.ports)
+        if abi is Abi.X86_64 and not self._kernel.active:
+            self._table.use_two_levels(shared.address)
 
     def init_control(self, vcpu: int, memory: SharedBytes) -> None:
         """EVTCHNOP_init_control: give a vCPU its control block; the first one changes to the FIFO ABI."""
@@ -326,14 +331,13 @@ class EventChannels:
             fifo = self._abi
             if not isinstance(fifo, FifoAbi):
                 self._kernel.stop()
-                fifo = FifoAbi()
+                fifo = FifoAbi(self._table)
                 for channel in self._channels.values():
                     channel.pending_early = self._abi is not None and self._abi.is_pending(channel.port)
             if fifo.has_block(target):
                 raise XenError(errno.EINVAL)
             fifo.add_block(target, memory)
             self._abi = fifo
-            self._kernel.queues_changed()
 
     def expand_array(self, memory: SharedBytes) -> None:
         """EVTCHNOP_expand_array: another page of event words; what was raised before is delivered."""
@@ -343,7 +347,6 @@ class EventChannels:
                 raise XenError(errno.EOPNOTSUPP)
             if not fifo.add_page(memory):
                 raise XenError(errno.ENOSPC)
-            self._kernel.queues_changed()
             for channel in self._channels.values():
                 if channel.pending_early:
                     channel.pending_early = False
@@ -356,8 +359,9 @@ class EventChannels:
                 raise XenError(errno.ENOSYS)
             if priority > LOWEST_PRIORITY:
                 raise XenError(errno.EINVAL)
-            self._get(port).priority = priority
-            self._kernel.queues_changed()
+            channel = self._get(port)
+            channel.priority = priority
+            self._describe(channel)
 
     def send(self, port: int) -> None:
         """EVTCHNOP_send: notify the far end of a port."""
@@ -421,7 +425,7 @@ class EventChannels:
 
     def _wait(self, vcpu: Vcpu, done: Callable[[], bool], timeout_s: float | None) -> None:
         vcpu.waits()
-        with self._raised:
+        with self._raised, self._table.waiting():
             self._waiting += 1
             try:
                 self._raised.wait_for(lambda: done() or vcpu.wanted(), timeout_s)

@@ -1,6 +1,7 @@
 """What the Xen ABI asks of the world around it; `vmm.domain` provides it, tests replace it with plain objects."""
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple, NewType, Protocol
 
 from vmm.xenabi.cstruct import Abi, Struct
@@ -29,6 +30,11 @@ class SharedBytes(Protocol):
 
     def read(self, offset_bytes: int, size_bytes: int) -> bytes: ...
     def write(self, offset_bytes: int, data: bytes) -> None: ...
+    @property
+    def address(self) -> int:
+        """Where it is in this process, for as long as the domain lives."""
+        ...
+
     def words(self) -> memoryview:
         """All of it as 32-bit words, each read and written whole."""
         ...
@@ -137,6 +143,11 @@ class Vcpu(Protocol):
 class KernelPorts(Protocol):
     """Who carries out some of the event channels instead of this process; called with their lock held."""
 
+    @property
+    def active(self) -> bool:
+        """Whether it raises events of the 2-level ABI."""
+        ...
+
     def bind_ipi(self, port: Port, vcpu: VcpuId) -> None: ...
     def bind_eventfd(self, port: Port, fd: int) -> None:
         """A port's far end is an eventfd."""
@@ -146,20 +157,59 @@ class KernelPorts(Protocol):
         """A port is closed, or its far end is."""
         ...
 
-    def forget_timer(self, vcpu: VcpuId) -> None:
-        """VIRQ_TIMER is no longer bound."""
+    def timer_changed(self, vcpu: VcpuId) -> None:
+        """VIRQ_TIMER is bound, or no longer."""
         ...
 
     def wake(self, vcpu: VcpuId) -> None:
         """An event was raised here: the vCPU may be polling for it there, with interrupts off or the port masked."""
         ...
 
-    def queues_changed(self) -> None:
-        """Who has which FIFO queue has changed, or may have."""
-        ...
-
     def stop(self) -> None:
         """The guest takes the FIFO ABI."""
+        ...
+
+
+class EventTable(Protocol):
+    """What the C loops of the vCPUs know of the event channels, to serve them without Python, and the FIFO queues, which
+    both fill.  Called with the event channels' lock held, but for `waiting`."""
+
+    def forget_abi(self) -> None:
+        """The guest has neither ABI: nothing is shown to it, the FIFO queues are empty."""
+        ...
+
+    def use_two_levels(self, shared_info: int) -> None:
+        """The shared info of a 64-bit guest with the 2-level ABI is at this address."""
+        ...
+
+    def add_words(self, page: int, address: int) -> None: ...
+    def add_block(self, vcpu: VcpuId, address: int) -> None: ...
+    def raise_(self, port: Port, vcpu: VcpuId, priority: int) -> bool:
+        """FIFO, to a port with a word: make an event pending and queue it; whether its vCPU is to be told."""
+        ...
+
+    def queue(self, port: Port, vcpu: VcpuId, priority: int) -> bool:
+        """The same with an event that is pending already."""
+        ...
+
+    def rings(self, port: Port, fd: int) -> None:
+        """Who sends to a port signals an eventfd."""
+        ...
+
+    def interrupts(self, port: Port, vcpu: VcpuId, priority: int) -> None:
+        """Who sends to a port interrupts a vCPU by it."""
+        ...
+
+    def times(self, port: Port, vcpu: VcpuId, priority: int) -> None:
+        """A port is a vCPU's timer."""
+        ...
+
+    def forget(self, port: Port) -> None:
+        """A port is served here again."""
+        ...
+
+    def waiting(self) -> AbstractContextManager[None]:
+        """Meanwhile all that interrupts is done here, since a vCPU waits here."""
         ...
 
 
