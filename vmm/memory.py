@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from vmm.errors import PyvmmError
 from vmm.kvm import PAGE_BYTES, HostMemory, KvmError, PageFile, SlotFlag, Vm
+from vmm.kvm.hostmem import exchange_32, fetch_and_64, fetch_or_64
 from vmm.xenabi.constants import E820
 from vmm.xenabi.interfaces import Gfn, Gpa, MemmapEntry, XenError
 
@@ -53,17 +54,14 @@ class Region:
 class SharedBytes:
     """A piece of guest memory that hypervisor and guest both change; stays valid as long as its domain."""
 
-    __slots__ = ("_host", "_offset", "size_bytes")
+    __slots__ = ("_host", "_offset", "address", "size_bytes")
 
     def __init__(self, host: HostMemory, offset_bytes: int, size_bytes: int) -> None:
         self._host = host
         self._offset = offset_bytes
         self.size_bytes = size_bytes
-
-    @property
-    def address(self) -> int:
+        self.address = host.address + offset_bytes
         """Where it is in this process: for as long as the domain lives, whatever the guest puts there."""
-        return self._host.address + self._offset
 
     def read(self, offset_bytes: int, size_bytes: int) -> bytes:
         start = self._offset + offset_bytes
@@ -77,13 +75,13 @@ class SharedBytes:
         return self._host.view[self._offset : self._offset + self.size_bytes].cast("I")
 
     def fetch_or_64(self, offset_bytes: int, bits: int) -> int:
-        return self._host.fetch_or_64(self._offset + offset_bytes, bits)
+        return fetch_or_64(self.address + offset_bytes, bits)
 
     def fetch_and_64(self, offset_bytes: int, bits: int) -> int:
-        return self._host.fetch_and_64(self._offset + offset_bytes, bits)
+        return fetch_and_64(self.address + offset_bytes, bits)
 
     def exchange_32(self, offset_bytes: int, expected: int, wanted: int) -> int:
-        return self._host.exchange_32(self._offset + offset_bytes, expected, wanted)
+        return exchange_32(self.address + offset_bytes, expected, wanted)
 
 
 class GuestMemory:

@@ -10,6 +10,7 @@ import pytest
 
 from vmm.kvm import PAGE_BYTES, Exit, HostMemory, KvmError, MpState, PageFile, SlotFlag, System, Vcpu, Vm, allow_kicks
 from vmm.kvm._native import lib
+from vmm.kvm.hostmem import exchange_32, fetch_and_64, fetch_or_64
 from vmm.paging import PageFault, translate
 
 CODE = 0x1000
@@ -131,11 +132,11 @@ def test_page_shown_in_two_places_is_one_page(machine: Machine) -> None:
 
 def test_atomic_words_report_what_was_there() -> None:
     memory = HostMemory(PAGE_BYTES)
-    assert memory.fetch_or_64(8, 5) == 0
-    assert memory.fetch_or_64(8, 2) == 5
-    assert memory.fetch_and_64(8, 6) == 7
-    assert memory.exchange_32(8, 6, 9) == 6
-    assert memory.exchange_32(8, 6, 1) == 9
+    assert fetch_or_64(memory.address + 8, 5) == 0
+    assert fetch_or_64(memory.address + 8, 2) == 5
+    assert fetch_and_64(memory.address + 8, 6) == 7
+    assert exchange_32(memory.address + 8, 6, 9) == 6
+    assert exchange_32(memory.address + 8, 6, 1) == 9
     assert memory.view[8] == 9
     memory.close()
 

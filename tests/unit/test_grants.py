@@ -105,3 +105,46 @@ def test_a_hostile_table_gives_pages_or_refusals(entries: list[int], wanted: lis
     for ref, write in used:
         guest.grants.release(GrantRef(ref), write=write)
     guest.grants.set_version(2)  # which it does not do while one is in use
+
+
+@given(
+    st.lists(st.integers(0, 2**32 - 1) | st.sampled_from([1, 5, 1 | 1 << 16, 9, 25]), min_size=40, max_size=40),
+    st.lists(st.integers(8, 50), max_size=30),
+    st.booleans(),
+    st.sampled_from([1, 2]),
+)
+def test_many_grants_at_once_are_what_they_are_one_by_one(
+    entries: list[int], refs: list[int], write: bool, version: int
+) -> None:
+    guests = Guest(), Guest()
+    for guest in guests:
+        guest.grants.set_version(version)
+        for index, flags in enumerate(entries, 8):
+            fields = (flags, 7 + index) if version == 1 else (flags, 0, 7 + index)
+            guest.table.write(index * 8 * version, struct.pack("<II" if version == 1 else "<IIQ", *fields))
+    at_once = guests[0].grants.acquire_all(refs, BACKEND, write=write)
+    assert guests[0].grants.in_use() == sorted({ref for ref, gfn in zip(refs, at_once, strict=True) if gfn is not None})
+    for ref, gfn in zip(refs, at_once, strict=True):
+        try:
+            assert guests[1].grants.acquire(GrantRef(ref), BACKEND, write=write) == gfn
+        except XenError:
+            assert gfn is None
+    assert guests[0].table.data == guests[1].table.data
+    held = [ref for ref, gfn in zip(refs, at_once, strict=True) if gfn is not None]
+    guests[0].grants.release_all(held, write=write)
+    for ref in held:
+        guests[1].grants.release(GrantRef(ref), write=write)
+    assert guests[0].table.data == guests[1].table.data
+    assert guests[0].grants.in_use() == []
+
+
+def test_pages_mapped_at_once_that_the_guest_has_not_are_left_out() -> None:
+    guest = Guest(pages=16)
+    pages = GrantedPages(guest.grants, guest.memory)
+    refs = [guest.grant(5), guest.grant(99), guest.grant(6, readonly=True)]
+    guest.memory.page(5)[:2] = b"ok"
+    found = pages.map_all(refs, write=True)
+    assert [None if view is None else bytes(view[:2]) for view in found] == [b"ok", None, None]
+    assert guest.in_use() == refs[:1]
+    pages.unmap_all(refs[:1], write=True)
+    assert guest.in_use() == []

@@ -1,5 +1,7 @@
 """The back end's side of a ring."""
 
+import struct
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -59,9 +61,10 @@ def test_entries_may_cross_the_pages_of_a_larger_ring() -> None:
     back.take()
     for number in range(128):
         back.respond(bytes([number]) * ENTRY)
+    back.push()
     whole = b"".join(page.data for page in memory)
     assert [whole[64 + n * ENTRY] for n in range(128)] == list(range(128))
-    views[0][:4] = (128).to_bytes(4, "little")
+    views[0][:16] = struct.pack("<4I", 128, 1, 0, 1)
     assert list(SharedRing(memory[0], views, ENTRY).take()) == [bytes([n]) * ENTRY for n in range(128)]
 
 
@@ -106,3 +109,25 @@ def test_no_index_makes_more_requests_than_the_ring_has(steps: list[tuple[int, i
             return
         back.push()
         back.rearm()
+
+
+@given(st.lists(st.tuples(st.integers(1, 9), st.booleans()), max_size=30), st.integers(1, 3))
+def test_responses_of_any_size_are_where_the_front_end_looks(steps: list[tuple[int, bool]], pages: int) -> None:
+    memory = [Bytes() for _ in range(pages)]
+    views = [memoryview(page.data) for page in memory]
+    front, back = Ring(views[0], ENTRY), SharedRing(memory[0], views, ENTRY)
+    number = 0
+    for count, whole in steps:
+        sent = []
+        for _ in range(min(count, back.entries)):
+            number += 1
+            sent.append(struct.pack("<I", number) * (ENTRY // 4 if whole else 2))
+            front.indices[0] = (front.indices[0] + 1) & 0xFFFF_FFFF
+        assert len(back.take()) == len(sent)
+        for response in sent:
+            back.respond(response)
+        back.push()
+        ring = b"".join(page.data for page in memory)
+        for index, response in enumerate(sent, front.indices[2] - len(sent)):
+            at = 64 + index % back.entries * ENTRY
+            assert ring[at : at + len(response)] == response

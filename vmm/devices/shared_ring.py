@@ -4,7 +4,7 @@ Everything about its indices lives here: each is read once, and one that claims 
 Source: xen/include/public/io/ring.h.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from vmm.xenabi.constants import PAGE_BYTES
 from vmm.xenabi.interfaces import SharedBytes
@@ -29,6 +29,7 @@ class SharedRing:
         self.entries = 1 << (room.bit_length() - 1)
         self._header = header
         self._pages = pages
+        self._responses: list[bytes] = []
         self._entry_bytes = entry_bytes
         self._indices = pages[0][:16].cast("I")
         # As Linux's back ends do: a front end that has used this ring before goes on where it was.
@@ -36,9 +37,16 @@ class SharedRing:
 
     def take(self) -> list[bytes]:
         """Copies of all requests that wait; RingBroken."""
-        consumed, waiting = self._consumed, self.peek()
-        self._consumed = (consumed + waiting) & _MASK
-        return [self._read(consumed + number) for number in range(waiting)]
+        size, taken = self._entry_bytes, self.take_bytes()
+        return [taken[start : start + size] for start in range(0, len(taken), size)]
+
+    def take_bytes(self) -> bytes:
+        """The same, one behind the other."""
+        waiting = self.peek()
+        first = self._consumed & (self.entries - 1)
+        to_end = min(waiting, self.entries - first)
+        self._consumed = (self._consumed + waiting) & _MASK
+        return self._read(first, to_end) + self._read(0, waiting - to_end)
 
     def peek(self) -> int:
         """How many requests wait; RingBroken."""
@@ -55,7 +63,7 @@ class SharedRing:
 
     def respond(self, response: bytes) -> None:
         """Put a response behind those before it; the front end sees it after `push`."""
-        self._write(self._responded, response)
+        self._responses.append(response)
         self._responded = (self._responded + 1) & _MASK
 
     def push(self) -> bool:
@@ -63,6 +71,7 @@ class SharedRing:
         before, after = self._pushed, self._responded
         if before == after:
             return False
+        self._put(before & (self.entries - 1))
         self._indices[_RSP_PROD] = after
         self._pushed = after
         self._fence()
@@ -72,18 +81,31 @@ class SharedRing:
         # A locked instruction: no later load passes the stores before it.
         self._header.fetch_or_64(HEADER_BYTES - 8, 0)
 
-    def _place(self, index: int) -> tuple[int, int]:
-        return divmod(HEADER_BYTES + (index & (self.entries - 1)) * self._entry_bytes, PAGE_BYTES)
+    def _put(self, first: int) -> None:
+        responses, self._responses = self._responses, []
+        size = self._entry_bytes
+        if all(len(response) == size for response in responses):
+            to_end = self.entries - first
+            self._write(first, b"".join(responses[:to_end]))
+            self._write(0, b"".join(responses[to_end:]))
+        else:  # shorter than a request: what is behind them stays
+            for number, response in enumerate(responses, first):
+                self._write(number & (self.entries - 1), response)
 
-    def _read(self, index: int) -> bytes:
-        page, offset = self._place(index)
-        end = offset + self._entry_bytes
-        found = bytes(self._pages[page][offset:end])
-        return found if end <= PAGE_BYTES else found + bytes(self._pages[page + 1][: end - PAGE_BYTES])
+    def _pieces(self, first: int, size_bytes: int) -> Iterator[memoryview]:
+        start = HEADER_BYTES + first * self._entry_bytes
+        end = start + size_bytes
+        while start < end:
+            page, offset = divmod(start, PAGE_BYTES)
+            piece = self._pages[page][offset : offset + end - start]
+            start += len(piece)
+            yield piece
 
-    def _write(self, index: int, data: bytes) -> None:
-        page, offset = self._place(index)
-        first = data[: PAGE_BYTES - offset]
-        self._pages[page][offset : offset + len(first)] = first
-        if len(first) < len(data):
-            self._pages[page + 1][: len(data) - len(first)] = data[len(first) :]
+    def _read(self, first: int, count: int) -> bytes:
+        return b"".join(self._pieces(first, count * self._entry_bytes))
+
+    def _write(self, first: int, data: bytes) -> None:
+        at = 0
+        for piece in self._pieces(first, len(data)):
+            piece[:] = data[at : at + len(piece)]
+            at += len(piece)

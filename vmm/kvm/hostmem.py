@@ -7,6 +7,7 @@ removes meanwhile.
 """
 
 import os
+from collections.abc import Callable
 
 from vmm.kvm._native import ffi, lib
 from vmm.kvm.errors import KvmError, fail
@@ -15,6 +16,15 @@ PAGE_BYTES = 4096
 HUGE_PAGE_BYTES = 2 << 20
 _READ_WRITE = lib.PROT_READ | lib.PROT_WRITE
 _ANONYMOUS = lib.MAP_PRIVATE | lib.MAP_ANONYMOUS | lib.MAP_NORESERVE
+fetch_or_64: Callable[[int, int], int] = lib.pyvmm_fetch_or_64
+"""Set bits of the aligned 64-bit word at an address, in one locked instruction; the word before."""
+
+fetch_and_64: Callable[[int, int], int] = lib.pyvmm_fetch_and_64
+"""Keep only these bits of it, likewise; the word before."""
+
+exchange_32: Callable[[int, int, int], int] = lib.pyvmm_exchange_32
+"""Write an aligned 32-bit word if it holds the second value, in one locked instruction; the word before."""
+
 _FAILED = 2 ** (8 * ffi.sizeof("uintptr_t")) - 1
 
 
@@ -77,18 +87,6 @@ class HostMemory:
         advice = lib.MADV_DONTNEED if self.file is None else lib.MADV_REMOVE
         if lib.madvise(ffi.cast("char *", self.address + offset_bytes), size_bytes, advice) < 0:
             fail("madvise")
-
-    def fetch_or_64(self, offset_bytes: int, bits: int) -> int:
-        """Set bits of an aligned 64-bit word in one locked instruction; the word before."""
-        return int(lib.pyvmm_fetch_or_64(self.address + offset_bytes, bits))
-
-    def fetch_and_64(self, offset_bytes: int, bits: int) -> int:
-        """Keep only `bits` of an aligned 64-bit word in one locked instruction; the word before."""
-        return int(lib.pyvmm_fetch_and_64(self.address + offset_bytes, bits))
-
-    def exchange_32(self, offset_bytes: int, expected: int, wanted: int) -> int:
-        """Write an aligned 32-bit word if it holds `expected`, in one locked instruction; the word before."""
-        return int(lib.pyvmm_exchange_32(self.address + offset_bytes, expected, wanted))
 
     def close(self) -> None:
         """Unmap; no guest may still have this memory in a slot."""

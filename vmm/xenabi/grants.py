@@ -6,6 +6,7 @@ Source: xen/include/public/grant_table.h.
 import errno
 import struct
 import threading
+from collections.abc import Sequence
 
 from vmm.xenabi.constants import GRANT_STATUS_FRAMES, PAGE_BYTES
 from vmm.xenabi.interfaces import Domid, Gfn, GrantRef, SharedBytes, XenError
@@ -17,6 +18,9 @@ _PERMIT_ACCESS, _TYPE_MASK = 1, 3
 _READONLY, _READING, _WRITING = 1 << 2, 1 << 3, 1 << 4
 _KIND_MASK = _TYPE_MASK | 1 << 8
 """The type, and GTF_sub_page: neither part of a page nor a transitive grant can be mapped, as on Xen."""
+_UNTOLD = 0xFFFF & ~(_KIND_MASK | _READONLY)
+"""Flags that do not decide whether a page may be used."""
+_ALL_BITS = (1 << 64) - 1
 _TRIES = 8
 _V2_ENTRIES_A_FRAME = PAGE_BYTES // _V2.size
 _STATUSES_A_FRAME = PAGE_BYTES // 2
@@ -94,16 +98,39 @@ class GrantTable:
 
         XenError(EINVAL) where there is no such grant, XenError(EACCES) where it is for another domain or only for reading.
         """
-        if not self.has(ref):
-            raise XenError(errno.EINVAL)
         with self._lock:
-            if self._closed:
-                raise XenError(errno.EINVAL)
-            users = self._users.get(ref)
-            gfn = self._mark(ref, by, _READING | _WRITING if write else _READING)
-            if users is None:
-                users = self._users[ref] = [0, 0]
-            users[write] += 1
+            return self._begin(ref, by, write=write)
+
+    def acquire_all(self, refs: Sequence[int], by: Domid, *, write: bool) -> list[Gfn | None]:
+        """`acquire` for many references, None where it would be refused: what is usual takes a fraction of the time."""
+        words, users, exchange = self._words, self._users, self._pages.exchange_32
+        wanted = _READING | _WRITING if write else _READING
+        usual = _PERMIT_ACCESS | by << 16
+        refused = ~_UNTOLD if write else ~(_UNTOLD | _READONLY)
+        gfns: list[Gfn | None] = []
+        with self._lock:
+            plain = self.version == 1 and not self._closed
+            for ref in refs:
+                if plain and ref not in users and self.has(ref):
+                    word = words[2 * ref]
+                    if word & refused == usual and exchange(8 * ref, word, word | wanted) == word:
+                        users[GrantRef(ref)] = [0, 1] if write else [1, 0]
+                        gfns.append(Gfn(words[2 * ref + 1]))
+                        continue
+                try:
+                    gfns.append(self._begin(GrantRef(ref), by, write=write))
+                except XenError:
+                    gfns.append(None)
+        return gfns
+
+    def _begin(self, ref: GrantRef, by: Domid, *, write: bool) -> Gfn:
+        if self._closed or not self.has(ref):
+            raise XenError(errno.EINVAL)
+        users = self._users.get(ref)
+        gfn = self._mark(ref, by, _READING | _WRITING if write else _READING)
+        if users is None:
+            users = self._users[ref] = [0, 0]
+        users[write] += 1
         return gfn
 
     def has(self, ref: int) -> bool:
@@ -141,20 +168,28 @@ class GrantTable:
 
     def release(self, ref: GrantRef, *, write: bool) -> None:
         """End what `acquire` has begun; nothing to do where the table's domain has ended."""
+        self.release_all([ref], write=write)
+
+    def release_all(self, refs: Sequence[int], *, write: bool) -> None:
+        """The same for many references."""
+        table = self._users
         with self._lock:
             if self._closed:
                 return
-            users = self._users[ref]
-            users[write] -= 1
-            if users[1]:
-                return
-            unused = _WRITING if users[0] else _READING | _WRITING
-            if not users[0]:
-                del self._users[ref]
-            if self.version == 2:
-                self._clear_status(ref, unused)
-            else:
-                self._pages.fetch_and_64(ref * _V1.size, ~unused & (1 << 64) - 1)
+            for ref in refs:
+                users = table[GrantRef(ref)]
+                users[write] -= 1
+                if users[1]:
+                    continue
+                unused = _READING | _WRITING
+                if users[0]:
+                    unused = _WRITING
+                else:
+                    del table[GrantRef(ref)]
+                if self.version == 2:
+                    self._clear_status(GrantRef(ref), unused)
+                else:
+                    self._pages.fetch_and_64(ref * 8, ~unused & _ALL_BITS)
 
     def _status_word(self, ref: GrantRef) -> tuple[int, int]:
         """Where the 64-bit word with a reference's status is, and the bit that it begins at."""

@@ -28,13 +28,11 @@ class XenError(Exception):
 class SharedBytes(Protocol):
     """Memory that a running guest changes too."""
 
+    address: int
+    """Where it is in this process, for as long as the domain lives."""
+
     def read(self, offset_bytes: int, size_bytes: int) -> bytes: ...
     def write(self, offset_bytes: int, data: bytes) -> None: ...
-    @property
-    def address(self) -> int:
-        """Where it is in this process, for as long as the domain lives."""
-        ...
-
     def words(self) -> memoryview:
         """All of it as 32-bit words, each read and written whole."""
         ...

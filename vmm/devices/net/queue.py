@@ -83,14 +83,6 @@ class _Piece(NamedTuple):
     size: int
 
 
-class _Slot(NamedTuple):
-    """A receive request, and its page, mapped."""
-
-    id: int
-    ref: int
-    page: memoryview
-
-
 class Queue:
     """Owned by its own thread after `start`."""
 
@@ -112,8 +104,9 @@ class Queue:
             raise
         self._refs.append(rx_ref)
         self._pending: deque[bytes] = deque()
-        self._posted: deque[bytes] = deque()
-        self._slots: deque[_Slot] = deque()
+        self._slots: deque[tuple[int, int]] = deque()  # receive requests: id and reference
+        self._buffers: deque[memoryview] = deque()  # their pages, mapped
+        self._filled: list[int] = []  # references whose responses wait to be pushed
         self._header = bytearray(HEADER.size)
         self._multicast: set[bytes] = set()
         self._stalled = False
@@ -144,10 +137,8 @@ class Queue:
             for channel in {bound for bound in (self._tx_channel, self._rx_channel) if bound is not None}:
                 channel.close()
             self._broken = True
-            while self._slots:
-                self._pages.unmap(self._slots.pop().ref, write=True)
-            for ref in self._refs:
-                self._pages.unmap(ref, write=True)
+            self._pages.unmap_all([*(ref for _, ref in self._slots), *self._filled, *self._refs], write=True)
+            self._slots.clear()
             done()
 
         self._loop.end(end)
@@ -282,37 +273,38 @@ class Queue:
         self._room()
 
     def _receive(self) -> None:
+        buffers, needed, receive = self._buffers, self._needed, self._wire.receive
         for _ in range(PACKETS_A_TURN):
-            if not self._prepare():
+            if len(buffers) < needed and not self._prepare():
                 break
-            slots, needed = self._slots, self._needed
-            views = [slot.page for slot in islice(slots, needed)]
+            views = list(islice(buffers, needed))
             del views[1:2]
-            size = self._wire.receive(self._header, views)
+            size = receive(self._header, views)
             if size is None:
                 break
-            if size > 0 and self._wanted(slots[0].page):
+            if size > 0 and self._wanted(views[0]):
                 self._hand_over(size)
+        filled, self._filled = self._filled, []
+        self._pages.unmap_all(filled, write=True)
         if self._rx.push() and self._rx_channel is not None:
             self._rx_channel.notify()
 
     def _prepare(self) -> bool:
         """Have room for the largest packet; False where the guest has to post more first."""
-        slots, posted = self._slots, self._posted
-        while len(slots) < self._needed:
+        while len(self._buffers) < self._needed:
+            posted = list(RX_REQUEST.iter_unpack(self._rx.take_bytes()))
             if not posted:
-                posted.extend(self._rx.take())
-            if not posted:
-                if self._rx.rearm(self._needed - len(slots)):
+                if self._rx.rearm(self._needed - len(self._buffers)):
                     continue
                 self._stalled = True
                 self._loop.unwatch(self._wire.fileno())
                 return False
-            number, ref = RX_REQUEST.unpack(posted.popleft())
-            try:
-                slots.append(_Slot(number, ref, self._pages.map(ref, write=True)))
-            except XenError:
-                self._rx.respond(RX_RESPONSE.pack(number, 0, 0, Status.ERROR))
+            for slot, page in zip(posted, self._pages.map_all([ref for _, ref in posted], write=True), strict=True):
+                if page is None:
+                    self._rx.respond(RX_RESPONSE.pack(slot[0], 0, 0, Status.ERROR))
+                else:
+                    self._slots.append(slot)
+                    self._buffers.append(page)
         return True
 
     def _wanted(self, page: memoryview) -> bool:
@@ -331,21 +323,25 @@ class Queue:
             told = RX_CSUM_BLANK | RX_DATA_VALIDATED
         elif flags & DATA_VALID:
             told = RX_DATA_VALIDATED
-        slots, respond = self._slots, self._rx.respond
+        slots, buffers, respond, filled = self._slots, self._buffers, self._rx.respond, self._filled
         pages = -(-size // PAGE_BYTES)
         if gso is Gso.NONE and pages > 1:
             # The second slot was left out, for segments that do not come: a large frame moves up by a page.
             for index in range(1, pages):
                 part = min(size - index * PAGE_BYTES, PAGE_BYTES)
-                slots[index].page[:part] = slots[index + 1].page[:part]
+                buffers[index][:part] = buffers[index + 1][:part]
         for index in range(pages):
-            slot = slots.popleft()
-            self._pages.unmap(slot.ref, write=True)
-            part = min(size - index * PAGE_BYTES, PAGE_BYTES)
-            more = RX_MORE_DATA if index < pages - 1 else 0
+            number, ref = slots.popleft()
+            buffers.popleft()
+            filled.append(ref)
+            more = RX_MORE_DATA if size > PAGE_BYTES else 0
+            part = min(size, PAGE_BYTES)
+            size -= part
             if index == 0 and gso is not Gso.NONE:
-                respond(RX_RESPONSE.pack(slot.id, 0, told | more | RX_EXTRA_INFO, part))
-                self._pages.unmap(slots.popleft().ref, write=True)
+                respond(RX_RESPONSE.pack(number, 0, told | more | RX_EXTRA_INFO, part))
+                filled.append(slots.popleft()[1])
+                buffers.popleft()
                 respond(EXTRA.pack(Extra.GSO, 0, EXTRA_GSO.pack(segment, gso, 0)))
             else:
-                respond(RX_RESPONSE.pack(slot.id, 0, (told if index == 0 else 0) | more, part))
+                respond(RX_RESPONSE.pack(number, 0, told | more, part))
+            told = 0
