@@ -41,6 +41,22 @@ def small_filesystem(place: Path) -> Iterator[Path]:
         subprocess.run(["umount", place], check=True)
 
 
+@contextmanager
+def device_with_bad_sectors(file: Path, bad: range) -> Iterator[Path]:
+    """A block device over a file, some sectors of which cannot be read or written (device mapper's target `error`)."""
+    loop = subprocess.run(["losetup", "--find", "--show", file], capture_output=True, text=True, check=True).stdout.strip()
+    table = "".join(
+        f"{part.start} {len(part)} {f'linear {loop} {part.start}' if part is not bad else 'error'}\n"
+        for part in (range(bad.start), bad, range(bad.stop, file.stat().st_size // SECTOR))
+    )
+    try:
+        subprocess.run(["dmsetup", "create", "--noudevsync", "pyvmm-bad"], input=table, text=True, check=True)
+        yield Path("/dev/mapper/pyvmm-bad")
+        subprocess.run(["dmsetup", "remove", "--noudevsync", "--retry", "pyvmm-bad"], check=True)
+    finally:
+        subprocess.run(["losetup", "--detach", loop], check=True)
+
+
 def test_devices_come_and_go_under_a_running_guest(kernel: Callable[[str], Path], system: System, tmp_path: Path) -> None:
     disk, second, store = pattern(tmp_path / "disk", 8), pattern(tmp_path / "second", 4), tmp_path / "store"
     modules = kernel("--modules 6.1")
@@ -91,6 +107,17 @@ def test_devices_come_and_go_under_a_running_guest(kernel: Callable[[str], Path]
             guest.run("! dd if=/dev/zero of=/dev/xvdb bs=64k count=100 conv=fsync 2>/dev/null")
             guest.run("dd if=/dev/xvda of=/dev/null bs=64k iflag=direct 2>/dev/null")  # its neighbour goes on
             guest.ask("detach-disk", name="xvdb")
+            guest.run("while [ -e /dev/xvdb ]; do sleep 0.2; done")
+        with device_with_bad_sectors(pattern(tmp_path / "bad", 2), range(1024, 1032)) as bad:
+            guest.ask("attach-disk", spec=str(bad))
+            guest.run("while [ ! -e /dev/xvdb ]; do sleep 0.2; done")
+            sector = "dd bs=4096 count=1 iflag=direct oflag=direct conv=notrunc"
+            for number, works in ((127, ""), (128, "! "), (129, "")):
+                guest.run(f"{works}{sector} if=/dev/xvdb of=/dev/null skip={number} 2>/dev/null")
+                guest.run(f"{works}{sector} if=/dev/xvda of=/dev/xvdb seek={number} 2>/dev/null")
+            guest.run(f"{sector} if=/dev/xvda of=/dev/null 2>/dev/null")
+            guest.ask("detach-disk", name="xvdb")
+            guest.run("while [ -e /dev/xvdb ]; do sleep 0.2; done")
         os.truncate(disk, 1 << 20)
         guest.run("! dd if=/dev/xvda of=/dev/null bs=4096 skip=1024 count=1 iflag=direct 2>/dev/null")
         tap = next(Path("/sys/class/net/br-test/brif").iterdir()).name

@@ -98,11 +98,8 @@ class Queue:
             if self._channel is not None:
                 self._channel.close()
             self._broken = True
-            for ref in self._kept:
-                self._pages.unmap(ref, write=True)
+            self._pages.unmap_all([*self._kept, *self._refs], write=True)
             self._kept.clear()
-            for ref in self._refs:
-                self._pages.unmap(ref, write=True)
             done()
 
         self._loop.end(end)
@@ -197,7 +194,7 @@ class Queue:
             try:
                 segments += bytes(self._page(ref, False, held))  # copied: the guest may change it meanwhile
             finally:
-                self._let_go(held, write=False)
+                self._pages.unmap_all(held, write=False)
         return self._transfer(op, sector, segments[: count * SEGMENT.size])
 
     def _transfer(self, op: int, sector: int, segments: bytes) -> int:
@@ -232,7 +229,7 @@ class Queue:
             return size
         finally:
             if held:
-                self._let_go(held, write=into_guest)
+                self._pages.unmap_all(held, write=into_guest)
 
     def _page(self, ref: int, write: bool, held: list[int]) -> memoryview:
         """A granted page: kept where the front end leaves its grants in place, else noted in `held`."""
@@ -248,7 +245,3 @@ class Queue:
         page = self._pages.map(ref, write=write)
         held.append(ref)
         return page
-
-    def _let_go(self, held: list[int], *, write: bool) -> None:
-        for ref in held:
-            self._pages.unmap(ref, write=write)

@@ -224,16 +224,17 @@ class Queue:
         first = total - rest
         if first <= 0 or total < ETHERNET_BYTES or len(pieces) > MAX_SLOTS:
             return Status.ERROR
-        views: list[memoryview] = []
-        mapped = 0
+        sizes = [first, *(piece.size for piece in pieces[1:])]
+        places = [(piece.offset, piece.offset + size) for piece, size in zip(pieces, sizes, strict=True)]
+        if any(end > PAGE_BYTES for _, end in places):
+            return Status.ERROR
+        refs = [piece.ref for piece in pieces]
+        pages = self._pages.map_all(refs, write=False)
+        mapped = [page for page in pages if page is not None]
         try:
-            for piece in pieces:
-                size = piece.size if mapped else first
-                if piece.offset + size > PAGE_BYTES:
-                    return Status.ERROR
-                page = self._pages.map(piece.ref, write=False)
-                mapped += 1
-                views.append(page[piece.offset : piece.offset + size])
+            if len(mapped) < len(pages):
+                return Status.ERROR
+            views = [page[start:end] for page, (start, end) in zip(mapped, places, strict=True)]
             header = PLAIN
             if pieces[0].flags & TX_CSUM_BLANK or gso is not Gso.NONE:
                 head = b"".join(bytes(view[:PEEK_BYTES]) for view in views[:2])[:PEEK_BYTES]
@@ -243,11 +244,10 @@ class Queue:
             self.counters["packets from the guest"] += 1
             self.counters["bytes from the guest"] += total
             return Status.OKAY
-        except (XenError, NoTransport):
+        except NoTransport:
             return Status.ERROR
         finally:
-            for piece in pieces[:mapped]:
-                self._pages.unmap(piece.ref, write=False)
+            self._pages.unmap_all([ref for ref, page in zip(refs, pages, strict=True) if page is not None], write=False)
 
     def _heed_multicast(self, kind: int, address: bytes) -> Status:
         if not self._options.multicast_control or not address[0] & 1:
