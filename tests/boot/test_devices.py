@@ -51,7 +51,8 @@ def device_with_bad_sectors(file: Path, bad: range) -> Iterator[Path]:
     )
     try:
         subprocess.run(["dmsetup", "create", "--noudevsync", "pyvmm-bad"], input=table, text=True, check=True)
-        yield Path("/dev/mapper/pyvmm-bad")
+        ask = ["dmsetup", "info", "-c", "--noheadings", "-o", "blkdevname", "pyvmm-bad"]
+        yield Path("/dev") / subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
         subprocess.run(["dmsetup", "remove", "--noudevsync", "--retry", "pyvmm-bad"], check=True)
     finally:
         subprocess.run(["losetup", "--detach", loop], check=True)
@@ -109,13 +110,13 @@ def test_devices_come_and_go_under_a_running_guest(kernel: Callable[[str], Path]
             guest.ask("detach-disk", name="xvdb")
             guest.run("while [ -e /dev/xvdb ]; do sleep 0.2; done")
         with device_with_bad_sectors(pattern(tmp_path / "bad", 2), range(1024, 1032)) as bad:
-            guest.ask("attach-disk", spec=str(bad))
+            guest.ask("attach-disk", spec=f"{bad},direct")
             guest.run("while [ ! -e /dev/xvdb ]; do sleep 0.2; done")
-            sector = "dd bs=4096 count=1 iflag=direct oflag=direct conv=notrunc"
+            read, write = "dd bs=4096 count=1 iflag=direct of=/dev/null", "dd bs=4096 count=1 oflag=direct if=/dev/zero"
             for number, works in ((127, ""), (128, "! "), (129, "")):
-                guest.run(f"{works}{sector} if=/dev/xvdb of=/dev/null skip={number} 2>/dev/null")
-                guest.run(f"{works}{sector} if=/dev/xvda of=/dev/xvdb seek={number} 2>/dev/null")
-            guest.run(f"{sector} if=/dev/xvda of=/dev/null 2>/dev/null")
+                guest.run(f"{works}{read} if=/dev/xvdb skip={number} 2>/dev/null")
+                guest.run(f"{works}{write} of=/dev/xvdb seek={number} 2>/dev/null")
+            guest.run(f"{read} if=/dev/xvda 2>/dev/null")  # its neighbour goes on
             guest.ask("detach-disk", name="xvdb")
             guest.run("while [ -e /dev/xvdb ]; do sleep 0.2; done")
         os.truncate(disk, 1 << 20)
