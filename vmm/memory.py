@@ -7,12 +7,12 @@ is, which is never changed in place.  A region, once there, stays until the doma
 import errno
 import threading
 from bisect import bisect_right
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from vmm.errors import PyvmmError
 from vmm.kvm import PAGE_BYTES, HostMemory, KvmError, PageFile, SlotFlag, Vm
-from vmm.kvm.hostmem import exchange_32, fetch_and_64, fetch_or_64
+from vmm.kvm.hostmem import exchange_32, fetch_and_64, fetch_or_64, mark_entries, unmark_entries
 from vmm.xenabi.constants import E820
 from vmm.xenabi.interfaces import Gfn, Gpa, MemmapEntry, XenError
 
@@ -82,6 +82,12 @@ class SharedBytes:
 
     def exchange_32(self, offset_bytes: int, expected: int, wanted: int) -> int:
         return exchange_32(self.address + offset_bytes, expected, wanted)
+
+    def mark_entries(self, numbers: Sequence[int], usual: int, ignored: int, bits: int) -> list[int]:
+        return mark_entries(self.address, numbers, usual, ignored, bits)
+
+    def unmark_entries(self, numbers: Sequence[int], bits: int) -> None:
+        unmark_entries(self.address, numbers, bits)
 
 
 class GuestMemory:

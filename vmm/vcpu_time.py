@@ -152,15 +152,12 @@ class VcpuTime:
             self.periodic.arm(period_ns, period_ns)
 
     def choose_timekeeper(self) -> None:
-        """Let the C loop set the timer where KVM does not and where nobody has to see it done, and raise its event, too,
-        where the vCPU has an upcall vector."""
+        """Let the C loop set the timer where KVM does not and where nobody has to see it done."""
         kvm, events = self._vcpu.kvm, self._vcpu.domain.kernel_events
         possible = self.in_loop and self._vcpu.online and not events.active
-        kvm.let_loop_time(self.singleshot.fd if possible else None, self._runstate_due)
+        kvm.let_loop_answer(able=possible, python_after_ns=self._runstate_due)
         if self._vcpu.is_own_thread():
-            port = None
-            if possible and self._vcpu.vector:
-                port = self._vcpu.domain.events.port_of_virq(Virq.TIMER, self._vcpu.id)
+            port = self._vcpu.domain.events.port_of_virq(Virq.TIMER, self._vcpu.id) if possible else None
             if port is None:
                 self.take_timer_from_loop()
             self._raised_by_loop = kvm.let_loop_raise(port or 0)  # what Python waits for it still raises itself

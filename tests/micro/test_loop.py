@@ -3,6 +3,7 @@
 import os
 import select
 import struct
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -11,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.fakes import Vcpu as FakeVcpu
-from vmm.kvm import PAGE_BYTES, EventTable, HostMemory, System, Vm
+from vmm.kvm import PAGE_BYTES, EventTable, HostMemory, System, Vm, allow_kicks
 from vmm.kvm._native import ffi, lib
-from vmm.kvm.timer import Timer
+from vmm.kvm.vcpu import KICK_SIGNAL
 from vmm.memory import SharedBytes
 from vmm.paging import CR0_PG, CR4_LA57, EFER_LMA, PageFault, translate
 from vmm.xenabi.constants import Virq
@@ -39,16 +40,18 @@ class Loop:
         self.system = System()
         self.vm: Vm = self.system.create_vm()
         self.host = HostMemory(RAM_BYTES)
-        self.timer = Timer(lambda: None)
+        allow_kicks()
         self.state: Any = ffi.new("struct pyvmm_loop *")
+        self.run: Any = ffi.new("struct kvm_run *")
+        assert lib.pyvmm_own_timer(self.state, self.run, KICK_SIGNAL) == 0
         self.state.vm_fd, self.state.port, self.state.vcpu_id = self.vm.fd, PORT, VCPU_ID
         self.state.ram[0].start, self.state.ram[0].end = RAM_START, RAM_START + RAM_BYTES
         self.state.ram[0].host = self.host.address
 
     def prepare(self, entries: list[int], argument: bytes, at: int = ARGUMENT) -> Any:
         """A machine whose tables map LINEAR to ARGUMENT but for what `entries` say, at a matching exit."""
-        self.timer.disarm()
-        self.state.timer_fd, self.state.python_after_ns = self.timer.fd, NEVER
+        lib.pyvmm_arm_own(self.state, 0)
+        self.state.due, self.state.answers, self.state.timer_port, self.state.python_after_ns = 0, 1, 1, NEVER
         self.host.view[:] = bytes(RAM_BYTES)
         for table, entry, index in zip(TABLES, entries, (LINEAR >> 39 & 0x1FF, 0, 0, 0), strict=True):
             struct.pack_into("<Q", self.host.view, table - RAM_START + 8 * index, entry)
@@ -71,14 +74,17 @@ class Loop:
         return bytes(self.host.view[gpa - RAM_START : gpa - RAM_START + size_bytes])
 
     def armed(self) -> bool:
-        return bool(select.select([self.timer.fd], [], [], 1)[0])
+        deadline = time.monotonic() + 1
+        while not self.state.due and time.monotonic() < deadline:
+            time.sleep(0.001)
+        return bool(self.state.due)
 
 
 @pytest.fixture(scope="module")
 def loop() -> Iterator[Loop]:
     made = Loop()
     yield made
-    made.timer.close()
+    lib.timer_delete(made.state.timer)
     made.host.close()
     made.vm.close()
     made.system.close()
@@ -125,7 +131,8 @@ DECLINED = {
     "five levels": lambda run, state: setattr(run.s.regs.sregs, "cr4", CR4_LA57),
     "a page's end": lambda run, state: setattr(run.s.regs.regs, "rdx", LINEAR + 0xFF8),
     "not canonical": lambda run, state: setattr(run.s.regs.regs, "rdx", 1 << 47),
-    "a loop that may not": lambda run, state: setattr(state, "timer_fd", -1),
+    "a loop that may not": lambda run, state: setattr(state, "answers", 0),
+    "a timer that is Python's": lambda run, state: setattr(state, "timer_port", 0),
     "a deadline that is Python's": lambda run, state: setattr(state, "python_after_ns", 0),
     "another exit": lambda run, state: setattr(run, "exit_reason", lib.KVM_EXIT_HLT),
 }

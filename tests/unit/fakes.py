@@ -3,9 +3,10 @@
 import ctypes
 import errno
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from vmm.kvm import EventTable
+from vmm.kvm.hostmem import mark_entries, unmark_entries
 from vmm.xenabi.console_ring import ConsoleRing
 from vmm.xenabi.constants import PAGE_BYTES, ShutdownReason
 from vmm.xenabi.cstruct import Abi
@@ -64,6 +65,12 @@ class Bytes:
         if before == expected:
             self.write(offset_bytes, wanted.to_bytes(4, "little"))
         return before
+
+    def mark_entries(self, numbers: Sequence[int], usual: int, ignored: int, bits: int) -> list[int]:
+        return mark_entries(self.address, numbers, usual, ignored, bits)
+
+    def unmark_entries(self, numbers: Sequence[int], bits: int) -> None:
+        unmark_entries(self.address, numbers, bits)
 
 
 class Vcpu:

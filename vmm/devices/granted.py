@@ -7,6 +7,7 @@ from vmm.xenabi.constants import PAGE_BYTES
 from vmm.xenabi.grants import GrantTable
 from vmm.xenabi.interfaces import Domid, Gfn, Gpa, GrantRef, GuestMemory, SharedBytes, XenError
 
+MAX_SEEN = 4096
 BACKEND_DOMID = Domid(0)
 """The domain that back ends in this process act for."""
 
@@ -17,6 +18,8 @@ class GrantedPages:
     def __init__(self, grants: GrantTable, memory: GuestMemory) -> None:
         self._grants = grants
         self._memory = memory
+        self._seen: dict[Gfn | None, memoryview] = {}
+        """Pages by gfn: they stay in place while the domain lives, and front ends use the same again and again."""
 
     def _acquire(self, ref: int, *, write: bool) -> tuple[Gfn, memoryview]:
         grant = GrantRef(ref)
@@ -37,16 +40,23 @@ class GrantedPages:
 
     def map_all(self, refs: Sequence[int], *, write: bool) -> list[memoryview | None]:
         """The same for many pages in a fraction of the time; None for each that cannot be mapped."""
-        views: list[memoryview | None] = []
-        for ref, gfn in zip(refs, self._grants.acquire_all(refs, BACKEND_DOMID, write=write), strict=True):
-            view = None
-            if gfn is not None:
-                try:
-                    view = self._memory.page(gfn)
-                except XenError:
-                    self._grants.release(GrantRef(ref), write=write)
-            views.append(view)
+        gfns = self._grants.acquire_all(refs, BACKEND_DOMID, write=write)
+        views = list(map(self._seen.get, gfns))
+        if None in views:
+            for number, (ref, gfn) in enumerate(zip(refs, gfns, strict=True)):
+                if views[number] is None and gfn is not None:
+                    views[number] = self._look(ref, gfn, write=write)
         return views
+
+    def _look(self, ref: int, gfn: Gfn, *, write: bool) -> memoryview | None:
+        if len(self._seen) >= MAX_SEEN:
+            self._seen.clear()
+        try:
+            view = self._seen[gfn] = self._memory.page(gfn)
+        except XenError:
+            self._grants.release(GrantRef(ref), write=write)
+            return None
+        return view
 
     def unmap_all(self, refs: Sequence[int], *, write: bool) -> None:
         """End the uses that `map_all` or `map` began."""

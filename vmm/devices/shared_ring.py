@@ -83,11 +83,11 @@ class SharedRing:
 
     def _put(self, first: int) -> None:
         responses, self._responses = self._responses, []
-        size = self._entry_bytes
-        if all(len(response) == size for response in responses):
-            to_end = self.entries - first
-            self._write(first, b"".join(responses[:to_end]))
-            self._write(0, b"".join(responses[to_end:]))
+        data, size = b"".join(responses), self._entry_bytes
+        if len(data) == len(responses) * size:
+            to_end = (self.entries - first) * size
+            self._write(first, data[:to_end])
+            self._write(0, data[to_end:])
         else:  # shorter than a request: what is behind them stays
             for number, response in enumerate(responses, first):
                 self._write(number & (self.entries - 1), response)

@@ -7,7 +7,7 @@ removes meanwhile.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from vmm.kvm._native import ffi, lib
 from vmm.kvm.errors import KvmError, fail
@@ -24,6 +24,23 @@ fetch_and_64: Callable[[int, int], int] = lib.pyvmm_fetch_and_64
 
 exchange_32: Callable[[int, int, int], int] = lib.pyvmm_exchange_32
 """Write an aligned 32-bit word if it holds the second value, in one locked instruction; the word before."""
+
+NOT_MARKED = 0xFFFF_FFFF
+
+
+def mark_entries(address: int, numbers: Sequence[int], usual: int, ignored: int, bits: int) -> list[int]:
+    """Of many entries of two 32-bit words: set bits in the first, if it is the usual but for the ignored bits, by a locked
+    instruction each.  The second words, NOT_MARKED for the others."""
+    found = ffi.new("uint32_t[]", len(numbers))
+    lib.pyvmm_mark_entries(address, numbers, len(numbers), usual, ignored, bits, found)
+    marked: list[int] = ffi.unpack(found, len(numbers))
+    return marked
+
+
+def unmark_entries(address: int, numbers: Sequence[int], bits: int) -> None:
+    """Clear bits in the first word of many of them."""
+    lib.pyvmm_unmark_entries(address, numbers, len(numbers), bits)
+
 
 _FAILED = 2 ** (8 * ffi.sizeof("uintptr_t")) - 1
 

@@ -57,7 +57,7 @@ struct pyvmm_events {
 };
 
 struct pyvmm_loop {
-	int timer_fd; /* -1: everything goes to Python */
+	int answers; /* 0: everything goes to Python */
 	int vm_fd;
 	uint16_t port; /* an OUT to it is a hypercall */
 	uint32_t vcpu_id;
@@ -92,20 +92,6 @@ static int pyvmm_install_kick(int number)
 	return sigaction(number, &action, NULL) == 0 ? 0 : -errno;
 }
 
-static struct itimerspec after(int64_t delay_ns, int64_t period_ns)
-{
-	return (struct itimerspec){ .it_value = { delay_ns / 1000000000, delay_ns % 1000000000 },
-				    .it_interval = { period_ns / 1000000000, period_ns % 1000000000 } };
-}
-
-/* Arm a CLOCK_MONOTONIC timerfd `delay_ns` from now (0: disarm), then every `period_ns` (0: once).  0, or -errno. */
-static int pyvmm_arm(int timer_fd, int64_t delay_ns, int64_t period_ns)
-{
-	struct itimerspec when = after(delay_ns, period_ns);
-
-	return timerfd_settime(timer_fd, 0, &when, NULL) == 0 ? 0 : -errno;
-}
-
 /* Have the thread that calls this signalled by a timer of its own.  0, or -errno. */
 static int pyvmm_own_timer(struct pyvmm_loop *loop, struct kvm_run *run, int number)
 {
@@ -119,13 +105,6 @@ static int pyvmm_own_timer(struct pyvmm_loop *loop, struct kvm_run *run, int num
 	return 0;
 }
 
-static void pyvmm_no_timer(struct pyvmm_loop *loop)
-{
-	if (loop->has_timer)
-		timer_delete(loop->timer);
-	loop->has_timer = 0;
-}
-
 static int64_t now_ns(void)
 {
 	struct timespec now;
@@ -137,7 +116,7 @@ static int64_t now_ns(void)
 /* Arm that timer `delay_ns` from now (0: disarm).  0, or -errno. */
 static int pyvmm_arm_own(struct pyvmm_loop *loop, int64_t delay_ns)
 {
-	struct itimerspec when = after(delay_ns, 0);
+	struct itimerspec when = { .it_value = { delay_ns / 1000000000, delay_ns % 1000000000 } };
 
 	loop->deadline_ns = delay_ns ? now_ns() + delay_ns : 0;
 	return timer_settime(loop->timer, 0, &when, NULL) == 0 ? 0 : -errno;
@@ -192,6 +171,24 @@ static uint32_t pyvmm_exchange_32(uintptr_t address, uint32_t expected, uint32_t
 {
 	__atomic_compare_exchange_n((uint32_t *)address, &expected, wanted, 0, __ATOMIC_SEQ_CST, __ATOMIC_SEQ_CST);
 	return expected;
+}
+
+/* Many entries of two words: set `bits` in the first, where it is `usual` but for the `ignored`; the second, or -1. */
+static void pyvmm_mark_entries(uintptr_t table, const uint32_t *numbers, int count, uint32_t usual, uint32_t ignored,
+			       uint32_t bits, uint32_t *found)
+{
+	for (int i = 0; i < count; i++) {
+		uint32_t *entry = (uint32_t *)table + 2 * (size_t)numbers[i], word = __atomic_load_n(entry, __ATOMIC_SEQ_CST);
+
+		found[i] = (word & ~ignored) != usual ? -1 :
+			   pyvmm_exchange_32((uintptr_t)entry, word, word | bits) == word ? entry[1] : -1;
+	}
+}
+
+static void pyvmm_unmark_entries(uintptr_t table, const uint32_t *numbers, int count, uint32_t bits)
+{
+	for (int i = 0; i < count; i++)
+		__atomic_fetch_and((uint32_t *)table + 2 * (size_t)numbers[i], ~bits, __ATOMIC_SEQ_CST);
 }
 
 /* How an event is shown to a guest: xen/include/public/event_channel.h, and xen.h for the 2-level ABI. */
@@ -307,7 +304,7 @@ static int pyvmm_send(struct pyvmm_events *events, uint32_t number, int as)
 /* The timer has come; 0 where Python is to raise its event. */
 static int pyvmm_raise_timer(struct pyvmm_loop *loop)
 {
-	int done = !loop->timer_port || pyvmm_send(loop->events, loop->timer_port, PORT_TIMER); /* without one it is not armed */
+	int done = !loop->timer_port || pyvmm_send(loop->events, loop->timer_port, PORT_TIMER); /* no port: not armed */
 
 	if (loop->deadline_ns && loop->deadline_ns <= now_ns()) /* else the guest has set another meanwhile */
 		loop->deadline_ns = 0;
@@ -322,13 +319,14 @@ static int set_timer(struct pyvmm_loop *loop, const void *place)
 	uint64_t argument[2], delay_ns = 1; /* deadline, flags in the lower half */
 
 	memcpy(argument, place, sizeof argument); /* once: the guest may change it meanwhile */
-	if ((uint32_t)argument[1] || argument[0] > loop->python_after_ns || ioctl(loop->vm_fd, KVM_GET_CLOCK, &clock) != 0)
+	if (!loop->timer_port || (uint32_t)argument[1] || argument[0] > loop->python_after_ns ||
+	    ioctl(loop->vm_fd, KVM_GET_CLOCK, &clock) != 0)
 		return 0;
 	if (argument[0] > clock.clock)
 		delay_ns = argument[0] - clock.clock;
 	if (delay_ns > LONGEST_DELAY_NS)
 		delay_ns = LONGEST_DELAY_NS;
-	return (loop->timer_port ? pyvmm_arm_own(loop, delay_ns) : pyvmm_arm(loop->timer_fd, delay_ns, 0)) == 0;
+	return pyvmm_arm_own(loop, delay_ns) == 0;
 }
 
 enum { VCPU_OP = 24, SET_SINGLESHOT_TIMER = 8, EVENT_CHANNEL_OP = 32, EVTCHNOP_SEND = 4 };
@@ -345,7 +343,7 @@ static int pyvmm_answer(struct kvm_run *run, struct pyvmm_loop *loop)
 	uint64_t number, args[3];
 	int done = 0;
 
-	if (loop->timer_fd < 0)
+	if (!loop->answers)
 		return 0;
 	if (run->exit_reason == KVM_EXIT_XEN && run->xen.u.hcall.longmode && !run->xen.u.hcall.cpl) {
 		number = run->xen.u.hcall.input;
@@ -379,7 +377,7 @@ static int pyvmm_answer(struct kvm_run *run, struct pyvmm_loop *loop)
 	return 1;
 }
 
-/* Run the guest until it needs an answer: the exit reason, or -EINTR (a kick), -EAGAIN (an INIT), -ETIME (its timer). */
+/* Run the guest until it needs an answer: exit reason, or -EINTR (a kick), -EAGAIN (an INIT), -ETIME (its timer). */
 static int pyvmm_enter(int vcpu_fd, struct kvm_run *run, struct pyvmm_loop *loop)
 {
 	for (;;) {

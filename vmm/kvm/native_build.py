@@ -204,6 +204,9 @@ struct kvm_run {
         char padding[256]; };
     uint64_t kvm_valid_regs, kvm_dirty_regs;
     union { struct kvm_sync_regs regs; char padding[2048]; } s; ...; };
+typedef ... *timer_t;
+struct timespec { long tv_sec, tv_nsec; ...; };
+struct itimerspec { struct timespec it_interval, it_value; ...; };
 struct pyvmm_ram { uint64_t start, end; uintptr_t host; };
 #define PORT_OF_PYTHON ...
 #define PORT_RINGS ...
@@ -212,8 +215,8 @@ struct pyvmm_ram { uint64_t start, end; uintptr_t host; };
 struct pyvmm_port { int does, fd; uint32_t vcpu, priority, queue; };
 struct pyvmm_target { uintptr_t info, block; int upcall_fd; uint32_t tails[16]; };
 struct pyvmm_events { int lock, waiting; uintptr_t shared, words[4]; struct pyvmm_port ports[4096]; struct pyvmm_target vcpus[]; ...; };
-struct pyvmm_loop { int timer_fd, vm_fd; uint16_t port; uint32_t vcpu_id; uint64_t python_after_ns, answered, raised; struct pyvmm_ram ram[2];
-    int has_timer, kicked, due; int64_t deadline_ns; uint32_t timer_port; struct pyvmm_events *events; ...; };
+struct pyvmm_loop { int answers, vm_fd; uint16_t port; uint32_t vcpu_id; uint64_t python_after_ns, answered, raised; struct pyvmm_ram ram[2];
+    timer_t timer; int has_timer, kicked, due; int64_t deadline_ns; uint32_t timer_port; struct pyvmm_events *events; ...; };
 struct kvm_cpuid_entry2 { uint32_t function, index, flags, eax, ebx, ecx, edx; ...; };
 struct kvm_cpuid2 { uint32_t nent; struct kvm_cpuid_entry2 entries[]; ...; };
 struct kvm_msr_entry { uint32_t index; uint64_t data; ...; };
@@ -252,14 +255,17 @@ static int pyvmm_install_kick(int number);
 static int pyvmm_enter(int vcpu_fd, struct kvm_run *run, struct pyvmm_loop *loop);
 static int pyvmm_answer(struct kvm_run *run, struct pyvmm_loop *loop);
 static int pyvmm_own_timer(struct pyvmm_loop *loop, struct kvm_run *run, int number);
-static void pyvmm_no_timer(struct pyvmm_loop *loop);
+int timer_delete(timer_t timer);
 static int pyvmm_arm_own(struct pyvmm_loop *loop, int64_t delay_ns);
 static int pyvmm_raise_timer(struct pyvmm_loop *loop);
 static int pyvmm_queue(struct pyvmm_events *events, uint32_t number, uint32_t vcpu, uint32_t priority, uint32_t mark);
 static int pyvmm_send(struct pyvmm_events *events, uint32_t number, int as);
 static void pyvmm_lock(struct pyvmm_events *events);
 static void pyvmm_unlock(struct pyvmm_events *events);
-static int pyvmm_arm(int timer_fd, int64_t delay_ns, int64_t period_ns);
+int timerfd_settime(int fd, int flags, const struct itimerspec *new_value, struct itimerspec *old_value);
+static void pyvmm_mark_entries(uintptr_t table, const uint32_t *numbers, int count, uint32_t usual, uint32_t ignored,
+    uint32_t bits, uint32_t *found);
+static void pyvmm_unmark_entries(uintptr_t table, const uint32_t *numbers, int count, uint32_t bits);
 static uint64_t pyvmm_fetch_or_64(uintptr_t address, uint64_t bits);
 static uint64_t pyvmm_fetch_and_64(uintptr_t address, uint64_t bits);
 static uint32_t pyvmm_exchange_32(uintptr_t address, uint32_t expected, uint32_t wanted);

@@ -3,10 +3,11 @@
 import os
 from collections.abc import Callable
 
-from vmm.kvm._native import lib
-from vmm.kvm.errors import KvmError, fail
+from vmm.kvm._native import ffi, lib
+from vmm.kvm.errors import fail
 
 MAX_DELAY_NS = 1 << 62
+_NS = 1_000_000_000
 
 
 class Timer:
@@ -27,9 +28,9 @@ class Timer:
         self._set(0, 0)
 
     def _set(self, delay_ns: int, period_ns: int) -> None:
-        result: int = lib.pyvmm_arm(self.fd, delay_ns, period_ns)
-        if result < 0:
-            raise KvmError("timerfd_settime", -result)
+        when = ffi.new("struct itimerspec *", [divmod(period_ns, _NS), divmod(delay_ns, _NS)])
+        if lib.timerfd_settime(self.fd, 0, when, ffi.NULL) < 0:
+            fail("timerfd_settime")
 
     def on_readable(self) -> None:
         """The loop's callback."""

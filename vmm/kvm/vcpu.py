@@ -93,7 +93,7 @@ class Vcpu:
         self.sregs = self.run.s.regs.sregs
         self.run.kvm_valid_regs = lib.KVM_SYNC_X86_REGS | lib.KVM_SYNC_X86_SREGS
         self._start = int(ffi.cast("uintptr_t", self.run))
-        self._loop = ffi.new("struct pyvmm_loop *", {"timer_fd": -1})
+        self._loop = ffi.new("struct pyvmm_loop *")
         self._events: EventTable | None = None
         self._lapic: Any = ffi.new("struct kvm_lapic_state *")
         self._lvt0 = ffi.cast("uint32_t *", self._lapic.regs + _LVT0_OFFSET)
@@ -117,13 +117,12 @@ class Vcpu:
         for row, stretch in zip(loop.ram, ram, strict=False):
             row.start, row.end, row.host = stretch
 
-    def let_loop_time(self, timer_fd: int | None, python_after_ns: int) -> None:
-        """Whether the C loop sets this timer for VCPUOP_set_singleshot_timer, up to a deadline in guest time."""
-        self._loop.python_after_ns = python_after_ns
-        self._loop.timer_fd = -1 if timer_fd is None else timer_fd
+    def let_loop_answer(self, *, able: bool, python_after_ns: int) -> None:
+        """Whether the C loop answers hypercalls, timers being set up to a deadline in guest time."""
+        self._loop.python_after_ns, self._loop.answers = python_after_ns, able
 
     def let_loop_raise(self, port: int) -> bool:
-        """Let the C loop raise the timer's event, too, at this port (0: no); whether it does.  In the entering thread."""
+        """Let the C loop set the timer and raise its event at this port (0: no); whether it does.  In its own thread."""
         loop = self._loop
         able = port and (loop.has_timer or lib.pyvmm_own_timer(loop, self.run, KICK_SIGNAL) == 0)
         loop.timer_port = port if able else 0
@@ -157,7 +156,9 @@ class Vcpu:
 
     def disclaim(self) -> None:
         """Say that this thread enters no more: a signal to one that has ended would be the end of the process."""
-        lib.pyvmm_no_timer(self._loop)
+        if self._loop.has_timer:
+            lib.timer_delete(self._loop.timer)
+            self._loop.has_timer = 0
         with self._claim:
             self._thread = None
 

@@ -6,7 +6,9 @@ Source: xen/include/public/grant_table.h.
 import errno
 import struct
 import threading
+from collections import deque
 from collections.abc import Sequence
+from typing import cast
 
 from vmm.xenabi.constants import GRANT_STATUS_FRAMES, PAGE_BYTES
 from vmm.xenabi.interfaces import Domid, Gfn, GrantRef, SharedBytes, XenError
@@ -20,7 +22,11 @@ _KIND_MASK = _TYPE_MASK | 1 << 8
 """The type, and GTF_sub_page: neither part of a page nor a transitive grant can be mapped, as on Xen."""
 _UNTOLD = 0xFFFF & ~(_KIND_MASK | _READONLY)
 """Flags that do not decide whether a page may be used."""
-_ALL_BITS = (1 << 64) - 1
+_NO_FRAME = 0xFFFF_FFFF
+_ONE = 1, 1 << 32
+"""One use for reading, one for writing, in the number that counts both."""
+_MANY = 3
+"""From so many references on it pays to look at all of them at once."""
 _TRIES = 8
 _V2_ENTRIES_A_FRAME = PAGE_BYTES // _V2.size
 _STATUSES_A_FRAME = PAGE_BYTES // 2
@@ -42,7 +48,7 @@ class GrantTable:
         self.frames = 1
         self.version = 1
         self._lock = threading.Lock()
-        self._users: dict[GrantRef, list[int]] = {}
+        self._users: dict[GrantRef, int] = {}
         self._closed = False
         self._words = pages.words()
 
@@ -103,34 +109,43 @@ class GrantTable:
 
     def acquire_all(self, refs: Sequence[int], by: Domid, *, write: bool) -> list[Gfn | None]:
         """`acquire` for many references, None where it would be refused: what is usual takes a fraction of the time."""
-        words, users, exchange = self._words, self._users, self._pages.exchange_32
-        wanted = _READING | _WRITING if write else _READING
-        usual = _PERMIT_ACCESS | by << 16
-        refused = ~_UNTOLD if write else ~(_UNTOLD | _READONLY)
-        gfns: list[Gfn | None] = []
         with self._lock:
-            plain = self.version == 1 and not self._closed
-            for ref in refs:
-                if plain and ref not in users and self.has(ref):
-                    word = words[2 * ref]
-                    if word & refused == usual and exchange(8 * ref, word, word | wanted) == word:
-                        users[GrantRef(ref)] = [0, 1] if write else [1, 0]
-                        gfns.append(Gfn(words[2 * ref + 1]))
-                        continue
-                try:
-                    gfns.append(self._begin(GrantRef(ref), by, write=write))
-                except XenError:
-                    gfns.append(None)
-        return gfns
+            if len(refs) < _MANY or not self._are_unused(refs):
+                return [self._try(ref, by, write=write) for ref in refs]
+            wanted, ignored = (_READING | _WRITING, _UNTOLD) if write else (_READING, _UNTOLD | _READONLY)
+            frames = self._pages.mark_entries(refs, _PERMIT_ACCESS | by << 16, ignored, wanted)
+            if _NO_FRAME not in frames:
+                self._users.update(dict.fromkeys(cast("Sequence[GrantRef]", refs), _ONE[write]))
+                return cast("list[Gfn | None]", frames)
+            marked = [ref for ref, frame in zip(refs, frames, strict=True) if frame != _NO_FRAME]
+            self._users.update(dict.fromkeys(cast("Sequence[GrantRef]", marked), _ONE[write]))
+            return [
+                self._try(ref, by, write=write) if frame == _NO_FRAME else Gfn(frame)
+                for ref, frame in zip(refs, frames, strict=True)
+            ]
+
+    def _are_unused(self, refs: Sequence[int]) -> bool:
+        # So that one use each, of entries that are there, is all that has to be written down.
+        return (
+            self.version == 1
+            and not self._closed
+            and self.has(min(refs))
+            and self.has(max(refs))
+            and len(set(refs)) == len(refs)
+            and self._users.keys().isdisjoint(refs)
+        )
+
+    def _try(self, ref: int, by: Domid, *, write: bool) -> Gfn | None:
+        try:
+            return self._begin(GrantRef(ref), by, write=write)
+        except XenError:
+            return None
 
     def _begin(self, ref: GrantRef, by: Domid, *, write: bool) -> Gfn:
         if self._closed or not self.has(ref):
             raise XenError(errno.EINVAL)
-        users = self._users.get(ref)
         gfn = self._mark(ref, by, _READING | _WRITING if write else _READING)
-        if users is None:
-            users = self._users[ref] = [0, 0]
-        users[write] += 1
+        self._users[ref] = self._users.get(ref, 0) + _ONE[write]
         return gfn
 
     def has(self, ref: int) -> bool:
@@ -172,24 +187,29 @@ class GrantTable:
 
     def release_all(self, refs: Sequence[int], *, write: bool) -> None:
         """The same for many references."""
-        table = self._users
         with self._lock:
             if self._closed:
                 return
-            for ref in refs:
-                users = table[GrantRef(ref)]
-                users[write] -= 1
-                if users[1]:
-                    continue
-                unused = _READING | _WRITING
-                if users[0]:
-                    unused = _WRITING
-                else:
-                    del table[GrantRef(ref)]
-                if self.version == 2:
-                    self._clear_status(GrantRef(ref), unused)
-                else:
-                    self._pages.fetch_and_64(ref * 8, ~unused & _ALL_BITS)
+            known = cast("Sequence[GrantRef]", refs)
+            uses = list(map(self._users.get, known)) if len(refs) >= _MANY and self.version == 1 else []
+            if uses and uses.count(_ONE[write]) == len(uses) == len(set(refs)):  # no other use of any of them
+                deque(map(self._users.pop, known), 0)
+                self._pages.unmark_entries(refs, _READING | _WRITING)
+            else:
+                for ref in known:
+                    self._end(ref, write=write)
+
+    def _end(self, ref: GrantRef, *, write: bool) -> None:
+        uses = self._users[ref] = self._users[ref] - _ONE[write]
+        if uses >= _ONE[True]:
+            return
+        unused = _WRITING if uses else _READING | _WRITING
+        if not uses:
+            del self._users[ref]
+        if self.version == 2:
+            self._clear_status(ref, unused)
+        else:
+            self._pages.unmark_entries([ref], unused)
 
     def _status_word(self, ref: GrantRef) -> tuple[int, int]:
         """Where the 64-bit word with a reference's status is, and the bit that it begins at."""

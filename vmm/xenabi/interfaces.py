@@ -1,6 +1,6 @@
 """What the Xen ABI asks of the world around it; `vmm.domain` provides it, tests replace it with plain objects."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, NamedTuple, NewType, Protocol
 
@@ -40,6 +40,15 @@ class SharedBytes(Protocol):
     def fetch_or_64(self, offset_bytes: int, bits: int) -> int: ...
     def fetch_and_64(self, offset_bytes: int, bits: int) -> int: ...
     def exchange_32(self, offset_bytes: int, expected: int, wanted: int) -> int: ...
+    def mark_entries(self, numbers: Sequence[int], usual: int, ignored: int, bits: int) -> list[int]:
+        """Of entries of two 32-bit words: set bits in the first, if it is the usual but for the ignored bits, atomically.
+
+        The second words, 0xffffffff for the others."""
+        ...
+
+    def unmark_entries(self, numbers: Sequence[int], bits: int) -> None:
+        """Clear bits in the first words of such entries."""
+        ...
 
 
 class MemmapEntry(NamedTuple):

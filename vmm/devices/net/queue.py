@@ -6,7 +6,6 @@ system call; requests and the headers of a packet are copied before they are loo
 
 from collections import Counter, deque
 from collections.abc import Callable
-from itertools import islice
 from typing import NamedTuple
 
 from vmm.devices.granted import GrantedPages
@@ -54,6 +53,9 @@ ETHERNET_BYTES, VLAN_BYTES = 14, 4
 FATAL_SLOTS = 20
 """Pieces of a packet that no honest front end sends (Linux's back end draws the line there, too)."""
 PACKETS_A_TURN = 64
+PUSH_BYTES = 1 << 16
+"""Received bytes that the guest is shown at the latest: it works on them while the next are read."""
+
 TURNS = 16
 """Times that the ring is emptied before the thread looks at what else there is to do."""
 BROADCAST = b"\xff" * 6
@@ -104,9 +106,11 @@ class Queue:
             raise
         self._refs.append(rx_ref)
         self._pending: deque[bytes] = deque()
-        self._slots: deque[tuple[int, int]] = deque()  # receive requests: id and reference
-        self._buffers: deque[memoryview] = deque()  # their pages, mapped
-        self._filled: list[int] = []  # references whose responses wait to be pushed
+        # Receive requests: ids, references, and pages, mapped.  From `_shown` to `_next` their responses wait to be pushed.
+        self._ids: list[int] = []
+        self._posted: list[int] = []
+        self._buffers: list[memoryview] = []
+        self._shown = self._next = 0
         self._header = bytearray(HEADER.size)
         self._multicast: set[bytes] = set()
         self._stalled = False
@@ -137,8 +141,7 @@ class Queue:
             for channel in {bound for bound in (self._tx_channel, self._rx_channel) if bound is not None}:
                 channel.close()
             self._broken = True
-            self._pages.unmap_all([*(ref for _, ref in self._slots), *self._filled, *self._refs], write=True)
-            self._slots.clear()
+            self._pages.unmap_all([*self._posted[self._shown :], *self._refs], write=True)
             done()
 
         self._loop.end(end)
@@ -273,38 +276,55 @@ class Queue:
         self._room()
 
     def _receive(self) -> None:
-        buffers, needed, receive = self._buffers, self._needed, self._wire.receive
+        needed, receive = self._needed, self._wire.receive
+        unseen = 0
         for _ in range(PACKETS_A_TURN):
-            if len(buffers) < needed and not self._prepare():
+            if len(self._buffers) - self._next < needed and not self._prepare():
                 break
-            views = list(islice(buffers, needed))
+            views = self._buffers[self._next : self._next + needed]
             del views[1:2]
             size = receive(self._header, views)
             if size is None:
                 break
             if size > 0 and self._wanted(views[0]):
                 self._hand_over(size)
-        filled, self._filled = self._filled, []
-        self._pages.unmap_all(filled, write=True)
+                unseen += size
+                if unseen >= PUSH_BYTES:
+                    unseen = 0
+                    self._push_received()
+        self._push_received()
+
+    def _push_received(self) -> None:
+        self._pages.unmap_all(self._posted[self._shown : self._next], write=True)
+        self._shown = self._next
         if self._rx.push() and self._rx_channel is not None:
             self._rx_channel.notify()
 
     def _prepare(self) -> bool:
         """Have room for the largest packet; False where the guest has to post more first."""
-        while len(self._buffers) < self._needed:
-            posted = list(RX_REQUEST.iter_unpack(self._rx.take_bytes()))
+        while len(self._buffers) - self._next < self._needed:
+            self._push_received()
+            posted = self._rx.take_bytes()
             if not posted:
-                if self._rx.rearm(self._needed - len(self._buffers)):
+                if self._rx.rearm(self._needed - len(self._buffers) + self._next):
                     continue
                 self._stalled = True
                 self._loop.unwatch(self._wire.fileno())
                 return False
-            for slot, page in zip(posted, self._pages.map_all([ref for _, ref in posted], write=True), strict=True):
-                if page is None:
-                    self._rx.respond(RX_RESPONSE.pack(slot[0], 0, 0, Status.ERROR))
-                else:
-                    self._slots.append(slot)
-                    self._buffers.append(page)
+            for row in (self._ids, self._posted, self._buffers):
+                del row[: self._next]
+            self._shown = self._next = 0
+            ids, refs = map(list, zip(*RX_REQUEST.iter_unpack(posted), strict=True))
+            pages = self._pages.map_all(refs, write=True)
+            if None in pages:
+                for number, page in zip(ids, pages, strict=True):
+                    if page is None:
+                        self._rx.respond(RX_RESPONSE.pack(number, 0, 0, Status.ERROR))
+                ids = [number for number, page in zip(ids, pages, strict=True) if page is not None]
+                refs = [ref for ref, page in zip(refs, pages, strict=True) if page is not None]
+            self._ids += ids
+            self._posted += refs
+            self._buffers += filter(None, pages)
         return True
 
     def _wanted(self, page: memoryview) -> bool:
@@ -323,25 +343,22 @@ class Queue:
             told = RX_CSUM_BLANK | RX_DATA_VALIDATED
         elif flags & DATA_VALID:
             told = RX_DATA_VALIDATED
-        slots, buffers, respond, filled = self._slots, self._buffers, self._rx.respond, self._filled
-        pages = -(-size // PAGE_BYTES)
-        if gso is Gso.NONE and pages > 1:
+        at, buffers, respond, pack = self._next, self._buffers, self._rx.respond, RX_RESPONSE.pack
+        last = -(-size // PAGE_BYTES) - 1
+        more = RX_MORE_DATA if last else 0
+        ids = self._ids[at : at + last + 2]
+        if gso is not Gso.NONE:
+            respond(pack(ids.pop(0), 0, told | more | RX_EXTRA_INFO, min(size, PAGE_BYTES)))
+            respond(EXTRA.pack(Extra.GSO, 0, EXTRA_GSO.pack(segment, gso, 0)))
+            self._next += 1
+        else:
             # The second slot was left out, for segments that do not come: a large frame moves up by a page.
-            for index in range(1, pages):
-                part = min(size - index * PAGE_BYTES, PAGE_BYTES)
+            for index in range(at + 1, at + last + 1):
+                part = min(size - (index - at) * PAGE_BYTES, PAGE_BYTES)
                 buffers[index][:part] = buffers[index + 1][:part]
-        for index in range(pages):
-            number, ref = slots.popleft()
-            buffers.popleft()
-            filled.append(ref)
-            more = RX_MORE_DATA if size > PAGE_BYTES else 0
-            part = min(size, PAGE_BYTES)
-            size -= part
-            if index == 0 and gso is not Gso.NONE:
-                respond(RX_RESPONSE.pack(number, 0, told | more | RX_EXTRA_INFO, part))
-                filled.append(slots.popleft()[1])
-                buffers.popleft()
-                respond(EXTRA.pack(Extra.GSO, 0, EXTRA_GSO.pack(segment, gso, 0)))
-            else:
-                respond(RX_RESPONSE.pack(number, 0, told | more, part))
-            told = 0
+            respond(pack(ids[0], 0, told | more, min(size, PAGE_BYTES)))
+        if last:
+            for number in ids[1:last]:
+                respond(pack(number, 0, RX_MORE_DATA, PAGE_BYTES))
+            respond(pack(ids[last], 0, 0, size - last * PAGE_BYTES))
+        self._next += last + 1
