@@ -14,7 +14,7 @@ def is_bzimage(data: bytes | mmap) -> bool:
     return data[0x1FE:0x200] == b"\x55\xaa" and data[MAGIC_OFFSET : MAGIC_OFFSET + 4] == MAGIC
 
 
-def payload(data: bytes | mmap, name: str) -> bytes:
+def payload(data: bytes | mmap, name: str) -> mmap:
     """The plain ELF inside; ImageError where it is not there or cannot be unpacked."""
 
     from vmm.boot.decompress import Corrupt, decompress  # its codecs are not for guests that need none
@@ -33,6 +33,7 @@ def payload(data: bytes | mmap, name: str) -> bytes:
     if not length or start + length > len(data):
         raise ImageError(f"{name} is a bzImage that ends before its payload does: it is truncated")
     try:
-        return decompress(data[start : start + length])
+        with memoryview(data) as whole:
+            return decompress(whole[start : start + length])
     except Corrupt as error:
         raise ImageError(f"{name}: the kernel inside cannot be unpacked: {error}") from None

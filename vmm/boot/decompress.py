@@ -7,13 +7,21 @@ import bz2
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from mmap import MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from typing import NamedTuple
 
 MAX_IMAGE_BYTES = 1 << 30
 """No kernel is larger; a payload that is must be a bomb."""
 
 CHUNK_BYTES = 1 << 22
+GROWTH = 5
+"""How many times larger than its payload a kernel usually is; memory for more is found when it is."""
+
 ZSTD_FEED_BYTES = 1 << 12
+
+
+Packed = bytes | memoryview
 
 
 class Corrupt(Exception):
@@ -25,12 +33,12 @@ class Compression(NamedTuple):
 
     name: str
     magic: bytes
-    pieces: Callable[[bytes], Iterator[bytes]]
+    pieces: Callable[[Packed], Iterator[bytes]]
 
 
-def _gzip(data: bytes) -> Iterator[bytes]:
+def _gzip(data: Packed) -> Iterator[bytes]:
     unpacker = zlib.decompressobj(31)
-    pending = data
+    pending: Packed = data
     while pending and not unpacker.eof:
         yield unpacker.decompress(pending, CHUNK_BYTES)
         pending = unpacker.unconsumed_tail
@@ -38,7 +46,7 @@ def _gzip(data: bytes) -> Iterator[bytes]:
         raise Corrupt("it ends too early")
 
 
-def _stream(unpacker: "bz2.BZ2Decompressor | lzma.LZMADecompressor", data: bytes) -> Iterator[bytes]:
+def _stream(unpacker: "bz2.BZ2Decompressor | lzma.LZMADecompressor", data: Packed) -> Iterator[bytes]:
     piece = unpacker.decompress(data, CHUNK_BYTES)
     while True:
         yield piece
@@ -49,21 +57,21 @@ def _stream(unpacker: "bz2.BZ2Decompressor | lzma.LZMADecompressor", data: bytes
         piece = unpacker.decompress(b"", CHUNK_BYTES)
 
 
-def _bzip2(data: bytes) -> Iterator[bytes]:
+def _bzip2(data: Packed) -> Iterator[bytes]:
     return _stream(bz2.BZ2Decompressor(), data)
 
 
-def _xz(data: bytes) -> Iterator[bytes]:
+def _xz(data: Packed) -> Iterator[bytes]:
     return _stream(lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=1 << 30), data)
 
 
-def _lzma(data: bytes) -> Iterator[bytes]:
+def _lzma(data: Packed) -> Iterator[bytes]:
     # The build writes the size after the stream and leaves the header's unknown: the stream ends where it says so.
     unpacker = lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=1 << 30)
     return _stream(unpacker, data)
 
 
-def _zstd(data: bytes) -> Iterator[bytes]:
+def _zstd(data: Packed) -> Iterator[bytes]:
     import zstandard
 
     # Fed a little at a time: each call then yields a bounded amount, since a block of a few bytes makes at most 128 KiB.
@@ -79,7 +87,7 @@ def _zstd(data: bytes) -> Iterator[bytes]:
     raise Corrupt("it ends too early")
 
 
-def _lz4(data: bytes) -> Iterator[bytes]:
+def _lz4(data: Packed) -> Iterator[bytes]:
     """The legacy frame: blocks of at most 8 MiB, each after its length; the build's size word ends the list."""
     import lz4.block
 
@@ -98,7 +106,7 @@ def _lz4(data: bytes) -> Iterator[bytes]:
         position += 4 + length
 
 
-def _lzo(data: bytes) -> Iterator[bytes]:
+def _lzo(data: Packed) -> Iterator[bytes]:
     """lzop's container: a header, then blocks with both their lengths and checksums, ended by a zero."""
     import lzallright
 
@@ -120,7 +128,7 @@ def _lzo(data: bytes) -> Iterator[bytes]:
         if plain_size > 64 << 20 or packed_size > plain_size:
             raise Corrupt("a block has an impossible length")
         position += 8 + checksums + (packed_checksums if packed_size < plain_size else 0)
-        block = data[position : position + packed_size]
+        block = bytes(data[position : position + packed_size])
         if len(block) < packed_size:
             raise Corrupt("it ends too early")
         try:
@@ -141,22 +149,37 @@ COMPRESSIONS = (
 )
 
 
-def decompress(data: bytes, limit_bytes: int = MAX_IMAGE_BYTES) -> bytes:
+def decompress(data: Packed, limit_bytes: int = MAX_IMAGE_BYTES) -> mmap:
     """The plain bytes of a payload in any of these compressions.  Corrupt where it is none, broken, or too large."""
+    first = bytes(data[:16])
     for compression in COMPRESSIONS:
-        if data.startswith(compression.magic):
+        if first.startswith(compression.magic):
             break
     else:
-        raise Corrupt(f"its first bytes, {data[:4].hex(' ')}, are no compression that Linux uses")
-    pieces, total = [], 0
+        raise Corrupt(f"its first bytes, {first[:4].hex(' ')}, are no compression that Linux uses")
+    plain, size = _memory(max(GROWTH * len(data), CHUNK_BYTES)), 0
     try:
         for piece in compression.pieces(data):
-            total += len(piece)
-            if total > limit_bytes:
+            end = size + len(piece)
+            if end > limit_bytes:
                 raise Corrupt(f"its {compression.name} stream grows beyond {limit_bytes >> 20} MiB")
-            pieces.append(piece)
+            if end > len(plain):
+                plain.resize(max(2 * len(plain), end))
+            plain[size:end] = piece
+            size = end
+        if not size:
+            raise Corrupt("nothing is in it")
     except (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, MemoryError) as error:
         raise Corrupt(f"its {compression.name} stream is broken: {error}") from None
     except Corrupt as error:
         raise Corrupt(f"its {compression.name} stream is broken: {error}") from None
-    return b"".join(pieces)
+    plain.resize(size)
+    return plain
+
+
+def _memory(size_bytes: int) -> mmap:
+    # Pieces are put together here as they come: a list of them would touch twice the memory.
+    memory = mmap(-1, size_bytes, flags=MAP_PRIVATE | MAP_ANONYMOUS)
+    with suppress(OSError):  # a kernel without huge pages
+        memory.madvise(MADV_HUGEPAGE)
+    return memory
