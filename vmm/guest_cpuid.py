@@ -1,10 +1,15 @@
 """The CPUID that a vCPU is shown: what KVM supports, less what Xen hides from a PVH domU, plus Xen's own leaves."""
 
+import struct
+
 from vmm.boot.acpi import apic_id
 from vmm.kvm import CpuidEntry
 from vmm.xenabi.cpuid import xen_leaves
 
 _HYPERVISOR_LEAVES = range(0x4000_0000, 0x4001_0000)
+_BRAND_LEAVES = range(0x8000_0002, 0x8000_0005)
+_BRAND_BYTES = 48
+_ENOUGH_OF_CPUINFO = 4096
 
 # Leaf 1
 _ECX_MONITOR, _ECX_VMX, _ECX_PDCM, _ECX_X2APIC, _ECX_TSC_DEADLINE, _ECX_HYPERVISOR = 3, 5, 15, 21, 24, 31
@@ -59,9 +64,27 @@ def _shown(row: CpuidEntry, vcpu: int, vcpus: int) -> CpuidEntry:
     return row._replace(eax=eax, ebx=ebx, ecx=ecx, edx=edx)
 
 
+def host_brand() -> bytes:
+    """The processor's brand string, which KVM does not hand on; empty where the host does not say."""
+    try:
+        with open("/proc/cpuinfo", "rb") as described:
+            lines = described.read(_ENOUGH_OF_CPUINFO).split(b"\n")
+    except OSError:
+        return b""
+    return next((line.partition(b": ")[2] for line in lines if line.startswith(b"model name")), b"")
+
+
+def _brand(text: bytes) -> list[CpuidEntry]:
+    words = struct.iter_unpack("<4I", text[: _BRAND_BYTES - 1].ljust(_BRAND_BYTES, b"\0"))
+    return [CpuidEntry(leaf, None, *row) for leaf, row in zip(_BRAND_LEAVES, words, strict=True)]
+
+
 def guest_cpuid(
-    supported: list[CpuidEntry], *, vcpu: int, vcpus: int, domid: int, version: tuple[int, int], tsc_khz: int
-) -> list[CpuidEntry]:
-    """All leaves of one vCPU."""
+    supported: list[CpuidEntry], *, vcpu: int, vcpus: int, domid: int, version: tuple[int, int], tsc_khz: int,
+    brand: bytes = b"",
+) -> list[CpuidEntry]:  # fmt: skip
+    """All leaves of one vCPU; `brand` is the processor's name."""
     shown = [_shown(row, vcpu, vcpus) for row in supported if row.function not in _HYPERVISOR_LEAVES]
+    if brand:
+        shown = [row for row in shown if row.function not in _BRAND_LEAVES] + _brand(brand)
     return shown + [CpuidEntry(*leaf) for leaf in xen_leaves(version, vcpu, domid, tsc_khz)]

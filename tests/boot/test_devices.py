@@ -86,6 +86,7 @@ def test_devices_come_and_go_under_a_running_guest(kernel: Callable[[str], Path]
         guest.ask("detach-net", number=number)
         guest.run("while [ -e /sys/class/net/eth1 ]; do sleep 0.2; done")
 
+        assert guest.run("grep -m1 '^model name' /proc/cpuinfo") in Path("/proc/cpuinfo").read_text()
         assert guest.run("nproc") == "1\n"
         guest.ask("set-vcpus", count=2)
         online = "/sys/devices/system/cpu/cpu1/online"  # which udev writes, where there is one

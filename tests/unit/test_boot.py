@@ -13,7 +13,7 @@ from vmm.boot import acpi, pvh
 from vmm.boot.cpio import CpioWriter
 from vmm.boot.elf import ElfImage
 from vmm.boot.errors import ImageError
-from vmm.guest_cpuid import guest_cpuid
+from vmm.guest_cpuid import guest_cpuid, host_brand
 from vmm.kvm import CpuidEntry
 from vmm.xenabi.constants import E820
 from vmm.xenabi.cpuid import tsc_scale
@@ -201,6 +201,17 @@ def test_guest_cpuid_names_xen_and_hides_what_xen_hides() -> None:
     assert struct.pack("<III", *by_number[0x40000000][3:]) == b"XenVMMXenVMM"
     assert by_number[0x40000004][2:] == (0x5C, 3, 9, 0)
     assert sum(leaf.function == 0x40000001 for leaf in leaves) == 1
+
+
+def test_guest_cpuid_has_the_processors_name() -> None:
+    host = [CpuidEntry(0x80000003, None, 1, 2, 3, 4)]  # which KVM leaves empty, if it has it
+    leaves = guest_cpuid(host, vcpu=0, vcpus=1, domid=1, version=(4, 17), tsc_khz=1, brand=b"A CPU, 1 GHz" + b"x" * 40)
+    named = [leaf for leaf in leaves if leaf.function in range(0x80000002, 0x80000005)]
+    assert [leaf.function for leaf in named] == [0x80000002, 0x80000003, 0x80000004]
+    text = b"".join(struct.pack("<4I", *leaf[2:]) for leaf in named)
+    assert text == b"A CPU, 1 GHz" + b"x" * 35 + b"\0"
+    assert guest_cpuid(host, vcpu=0, vcpus=1, domid=1, version=(4, 17), tsc_khz=1)[0].ebx == 2
+    assert b"\n" not in host_brand()
 
 
 # ------------------------------------------------------------------------------------------- initramfs
