@@ -46,7 +46,8 @@ class SharedRing:
         first = self._consumed & (self.entries - 1)
         to_end = min(waiting, self.entries - first)
         self._consumed = (self._consumed + waiting) & _MASK
-        return self._read(first, to_end) + self._read(0, waiting - to_end)
+        taken = self._read(first, to_end)
+        return taken if to_end == waiting else taken + self._read(0, waiting - to_end)
 
     def peek(self) -> int:
         """How many requests wait; RingBroken."""
@@ -83,6 +84,9 @@ class SharedRing:
 
     def _put(self, first: int) -> None:
         responses, self._responses = self._responses, []
+        if len(responses) == 1:
+            self._write(first, responses[0])
+            return
         data, size = b"".join(responses), self._entry_bytes
         if len(data) == len(responses) * size:
             to_end = (self.entries - first) * size
@@ -102,9 +106,17 @@ class SharedRing:
             yield piece
 
     def _read(self, first: int, count: int) -> bytes:
-        return b"".join(self._pieces(first, count * self._entry_bytes))
+        size = count * self._entry_bytes
+        page, offset = divmod(HEADER_BYTES + first * self._entry_bytes, PAGE_BYTES)
+        if offset + size <= PAGE_BYTES:
+            return bytes(self._pages[page][offset : offset + size])
+        return b"".join(self._pieces(first, size))
 
     def _write(self, first: int, data: bytes) -> None:
+        page, offset = divmod(HEADER_BYTES + first * self._entry_bytes, PAGE_BYTES)
+        if offset + len(data) <= PAGE_BYTES:
+            self._pages[page][offset : offset + len(data)] = data
+            return
         at = 0
         for piece in self._pieces(first, len(data)):
             piece[:] = data[at : at + len(piece)]
