@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vmm.errors import PyvmmError
+from vmm.guest_cpuid import first_cpu
 from vmm.hypervisor import plan_hypercalls
 from vmm.kvm import CAPABILITIES, System
 
@@ -71,11 +72,8 @@ def _hardware() -> Check:
 
 
 def cpu_flags() -> set[str]:
-    """The flags of the first CPU in /proc/cpuinfo."""
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("flags"):
-            return set(line.partition(":")[2].split())
-    return set()
+    """The flags of the first CPU."""
+    return set(first_cpu("flags").split())
 
 
 def _capability(system: System, name: str, number: int, required: bool, purpose: str) -> Check:

@@ -26,7 +26,7 @@ from vmm.devices.xenstore.service import Xenstore
 from vmm.eventloop import EventLoop
 from vmm.features import Feature, named
 from vmm.gsis import Gsis
-from vmm.guest_cpuid import guest_cpuid, host_brand
+from vmm.guest_cpuid import first_cpu, guest_cpuid
 from vmm.kernel_events import KernelEvents
 from vmm.kvm import EventTable, MsiRoute, System, XenFlag, allow_kicks
 from vmm.kvm.capabilities import msr_filter_available
@@ -149,7 +149,7 @@ class Domain:
         self.memory.add_special(acpi.ACPI_BASE, acpi.ACPI_BYTES, E820.ACPI, acpi.ACPI_USED_BYTES)
         self.memory.write(acpi.ACPI_BASE, acpi.build(config.possible_vcpus, pc=has_pc))
         self.memory.add_special(SPECIAL_PAGES_START, SPECIAL_PAGES * PAGE_BYTES, E820.RESERVED)
-        supported, brand = system.supported_cpuid(), host_brand()
+        supported, brand = system.supported_cpuid(), first_cpu("model name").encode()
         for index in range(config.possible_vcpus):
             vcpu = Vcpu(self, index, vm.create_vcpu(acpi.apic_id(index)))
             vcpu.time.in_loop = not config.observed

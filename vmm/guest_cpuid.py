@@ -9,7 +9,6 @@ from vmm.xenabi.cpuid import xen_leaves
 _HYPERVISOR_LEAVES = range(0x4000_0000, 0x4001_0000)
 _BRAND_LEAVES = range(0x8000_0002, 0x8000_0005)
 _BRAND_BYTES = 48
-_ENOUGH_OF_CPUINFO = 4096
 
 # Leaf 1
 _ECX_MONITOR, _ECX_VMX, _ECX_PDCM, _ECX_X2APIC, _ECX_TSC_DEADLINE, _ECX_HYPERVISOR = 3, 5, 15, 21, 24, 31
@@ -64,14 +63,17 @@ def _shown(row: CpuidEntry, vcpu: int, vcpus: int) -> CpuidEntry:
     return row._replace(eax=eax, ebx=ebx, ecx=ecx, edx=edx)
 
 
-def host_brand() -> bytes:
-    """The processor's brand string, which KVM does not hand on; empty where the host does not say."""
+def first_cpu(field: str) -> str:
+    """What /proc/cpuinfo says of the first CPU under a name; empty where it says nothing."""
     try:
-        with open("/proc/cpuinfo", "rb") as described:
-            lines = described.read(_ENOUGH_OF_CPUINFO).split(b"\n")
+        with open("/proc/cpuinfo") as described:
+            for line in described:
+                name, _, value = line.partition(":")
+                if name.rstrip() == field:
+                    return value.strip()
     except OSError:
-        return b""
-    return next((line.partition(b": ")[2] for line in lines if line.startswith(b"model name")), b"")
+        pass
+    return ""
 
 
 def _brand(text: bytes) -> list[CpuidEntry]:
@@ -83,7 +85,7 @@ def guest_cpuid(
     supported: list[CpuidEntry], *, vcpu: int, vcpus: int, domid: int, version: tuple[int, int], tsc_khz: int,
     brand: bytes = b"",
 ) -> list[CpuidEntry]:  # fmt: skip
-    """All leaves of one vCPU; `brand` is the processor's name."""
+    """All leaves of one vCPU; `brand` is the processor's name, which KVM does not hand on."""
     shown = [_shown(row, vcpu, vcpus) for row in supported if row.function not in _HYPERVISOR_LEAVES]
     if brand:
         shown = [row for row in shown if row.function not in _BRAND_LEAVES] + _brand(brand)

@@ -76,7 +76,7 @@ class Vcpu:
             Exit.MMIO: self._mmio_access,
             Exit.IOAPIC_EOI: self._end_of_interrupt,
             Exit.INTERRUPTED: kvm.kick_seen,
-            Exit.TIMER_DUE: self.time.due,
+            Exit.TIMER_DUE: self.time.fired,
             Exit.INIT_TAKEN: self.time.restore_clock,
             Exit.INTR: kvm.kick_seen,
             Exit.X86_WRMSR: self._write_msr,

@@ -30,8 +30,8 @@ class VcpuTime:
 
     def __init__(self, vcpu: "Vcpu") -> None:
         self._vcpu = vcpu
-        self.singleshot = Timer(self._fired)
-        self.periodic = Timer(self._fired)
+        self.singleshot = Timer(self.fired)
+        self.periodic = Timer(self.fired)
         self.in_loop = True
         """Whether hypercalls may be answered without Python; nobody who wants to see them all would have that."""
         self._runstate_area: tuple[int, Abi] | None = None
@@ -170,11 +170,8 @@ class VcpuTime:
             kvm.arm_own_timer(0)
             self.singleshot.arm(ahead)
 
-    def due(self) -> None:
-        """The timer that the C loop waits for has come, and its event is not the loop's to raise."""
-        self._fired()
-
-    def _fired(self) -> None:
+    def fired(self) -> None:
+        """A timer has come whose event is not the C loop's to raise."""
         self._vcpu.domain.events.send_virq(Virq.TIMER, self._vcpu.id)
 
     def close(self) -> None:

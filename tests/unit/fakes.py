@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 
 from vmm.kvm import EventTable
+from vmm.kvm._native import lib
 from vmm.kvm.hostmem import mark_entries, unmark_entries
 from vmm.xenabi.console_ring import ConsoleRing
 from vmm.xenabi.constants import PAGE_BYTES, ShutdownReason
@@ -30,6 +31,11 @@ from vmm.xenabi.interfaces import (
 from vmm.xenabi.interfaces import Vcpu as XenVcpu
 from vmm.xenabi.structs import RunstateInfo
 from vmm.xenabi.vcpu_context import VcpuContext
+
+
+def loop_sends(table: EventTable, port: int) -> bool:
+    """What a vCPU's C loop does for EVTCHNOP_send; False where that is Python's."""
+    return bool(lib.pyvmm_send(table.pointer, port, lib.PORT_IPI))
 
 
 class Bytes:

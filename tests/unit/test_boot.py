@@ -13,7 +13,7 @@ from vmm.boot import acpi, pvh
 from vmm.boot.cpio import CpioWriter
 from vmm.boot.elf import ElfImage
 from vmm.boot.errors import ImageError
-from vmm.guest_cpuid import guest_cpuid, host_brand
+from vmm.guest_cpuid import first_cpu, guest_cpuid
 from vmm.kvm import CpuidEntry
 from vmm.xenabi.constants import E820
 from vmm.xenabi.cpuid import tsc_scale
@@ -211,7 +211,7 @@ def test_guest_cpuid_has_the_processors_name() -> None:
     text = b"".join(struct.pack("<4I", *leaf[2:]) for leaf in named)
     assert text == b"A CPU, 1 GHz" + b"x" * 35 + b"\0"
     assert guest_cpuid(host, vcpu=0, vcpus=1, domid=1, version=(4, 17), tsc_khz=1)[0].ebx == 2
-    assert b"\n" not in host_brand()
+    assert "\n" not in first_cpu("model name")
 
 
 # ------------------------------------------------------------------------------------------- initramfs

@@ -148,3 +148,13 @@ def test_pages_mapped_at_once_that_the_guest_has_not_are_left_out() -> None:
     assert guest.in_use() == refs[:1]
     pages.unmap_all(refs[:1], write=True)
     assert guest.in_use() == []
+
+
+def test_a_grant_of_the_page_that_stands_for_none_is_one_like_others() -> None:
+    guest = Guest()
+    refs = [guest.grant(5), guest.grant(0xFFFF_FFFF), guest.grant(6, to=3), guest.grant(7)]
+    assert guest.grants.acquire_all(refs, BACKEND, write=True) == [5, 0xFFFF_FFFF, None, 7]
+    held = [refs[0], refs[1], refs[3]]
+    assert guest.in_use() == held
+    guest.grants.release_all(held, write=True)
+    assert guest.in_use() == guest.grants.in_use() == []

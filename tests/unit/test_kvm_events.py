@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.fakes import Vcpu as FakeVcpu
+from tests.unit.fakes import loop_sends
 from vmm.kvm import PAGE_BYTES, EventTable, HostMemory
 from vmm.kvm._native import ffi, lib
 from vmm.memory import SharedBytes
@@ -39,7 +40,7 @@ def _timer_comes(table: EventTable, port: Port) -> bool:
 
 
 WAYS = {
-    "an IPI": Way(lambda events: events.bind_ipi(0), lambda table, port: table.send(port)),
+    "an IPI": Way(lambda events: events.bind_ipi(0), loop_sends),
     "the timer": Way(lambda events: events.bind_virq(Virq.TIMER, 0), _timer_comes),
 }
 

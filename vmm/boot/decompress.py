@@ -157,8 +157,9 @@ def decompress(data: Packed, limit_bytes: int = MAX_IMAGE_BYTES) -> mmap:
             break
     else:
         raise Corrupt(f"its first bytes, {first[:4].hex(' ')}, are no compression that Linux uses")
-    plain, size = _memory(max(GROWTH * len(data), CHUNK_BYTES)), 0
+    size = 0
     try:
+        plain = _memory(max(GROWTH * len(data), CHUNK_BYTES))
         for piece in compression.pieces(data):
             end = size + len(piece)
             if end > limit_bytes:

@@ -1,6 +1,7 @@
 """Pages that a guest has granted to the back ends in this process."""
 
 from collections.abc import Sequence
+from contextlib import suppress
 
 from vmm.devices.shared_ring import SharedRing
 from vmm.xenabi.constants import PAGE_BYTES
@@ -24,11 +25,18 @@ class GrantedPages:
     def _acquire(self, ref: int, *, write: bool) -> tuple[Gfn, memoryview]:
         grant = GrantRef(ref)
         gfn = self._grants.acquire(grant, BACKEND_DOMID, write=write)
+        return gfn, self._page(grant, gfn, write=write)
+
+    def _page(self, grant: GrantRef, gfn: Gfn, *, write: bool) -> memoryview:
+        """The page of a grant that has been acquired; XenError(EINVAL) where there is none, and then that is over."""
+        if len(self._seen) >= MAX_SEEN:
+            self._seen.clear()
         try:
-            return gfn, self._memory.page(gfn)
+            view = self._seen[gfn] = self._memory.page(gfn)
         except XenError:
             self._grants.release(grant, write=write)
             raise
+        return view
 
     def map(self, ref: int, *, write: bool) -> memoryview:
         """A granted page's bytes, until `unmap`; XenError(EINVAL, EACCES)."""
@@ -45,18 +53,9 @@ class GrantedPages:
         if None in views:
             for number, (ref, gfn) in enumerate(zip(refs, gfns, strict=True)):
                 if views[number] is None and gfn is not None:
-                    views[number] = self._look(ref, gfn, write=write)
+                    with suppress(XenError):
+                        views[number] = self._page(GrantRef(ref), gfn, write=write)
         return views
-
-    def _look(self, ref: int, gfn: Gfn, *, write: bool) -> memoryview | None:
-        if len(self._seen) >= MAX_SEEN:
-            self._seen.clear()
-        try:
-            view = self._seen[gfn] = self._memory.page(gfn)
-        except XenError:
-            self._grants.release(GrantRef(ref), write=write)
-            return None
-        return view
 
     def unmap_all(self, refs: Sequence[int], *, write: bool) -> None:
         """End the uses that `map_all` or `map` began."""

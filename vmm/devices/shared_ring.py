@@ -4,7 +4,7 @@ Everything about its indices lives here: each is read once, and one that claims 
 Source: xen/include/public/io/ring.h.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from vmm.xenabi.constants import PAGE_BYTES
 from vmm.xenabi.interfaces import SharedBytes
@@ -84,9 +84,6 @@ class SharedRing:
 
     def _put(self, first: int) -> None:
         responses, self._responses = self._responses, []
-        if len(responses) == 1:
-            self._write(first, responses[0])
-            return
         data, size = b"".join(responses), self._entry_bytes
         if len(data) == len(responses) * size:
             to_end = (self.entries - first) * size
@@ -96,27 +93,20 @@ class SharedRing:
             for number, response in enumerate(responses, first):
                 self._write(number & (self.entries - 1), response)
 
-    def _pieces(self, first: int, size_bytes: int) -> Iterator[memoryview]:
-        start = HEADER_BYTES + first * self._entry_bytes
-        end = start + size_bytes
-        while start < end:
-            page, offset = divmod(start, PAGE_BYTES)
-            piece = self._pages[page][offset : offset + end - start]
-            start += len(piece)
-            yield piece
+    def _pieces(self, first: int, size_bytes: int) -> list[memoryview]:
+        page, offset = divmod(HEADER_BYTES + first * self._entry_bytes, PAGE_BYTES)
+        pieces = [self._pages[page][offset : offset + size_bytes]]
+        left = size_bytes - len(pieces[0])
+        while left:
+            page += 1
+            pieces.append(self._pages[page][:left])
+            left -= len(pieces[-1])
+        return pieces
 
     def _read(self, first: int, count: int) -> bytes:
-        size = count * self._entry_bytes
-        page, offset = divmod(HEADER_BYTES + first * self._entry_bytes, PAGE_BYTES)
-        if offset + size <= PAGE_BYTES:
-            return bytes(self._pages[page][offset : offset + size])
-        return b"".join(self._pieces(first, size))
+        return b"".join(self._pieces(first, count * self._entry_bytes))
 
     def _write(self, first: int, data: bytes) -> None:
-        page, offset = divmod(HEADER_BYTES + first * self._entry_bytes, PAGE_BYTES)
-        if offset + len(data) <= PAGE_BYTES:
-            self._pages[page][offset : offset + len(data)] = data
-            return
         at = 0
         for piece in self._pieces(first, len(data)):
             piece[:] = data[at : at + len(piece)]

@@ -10,8 +10,6 @@ from typing import Any
 
 from vmm.kvm._native import ffi, lib
 
-PENDING = 1 << 31
-
 
 class EventTable:
     """The C side's account of ports and vCPUs, and the queues of the FIFO ABI, which C and Python fill together."""
@@ -68,7 +66,7 @@ class EventTable:
 
     def raise_(self, port: int, vcpu: int, priority: int) -> bool:
         """FIFO, to a port with a word: make an event pending and queue it; whether its vCPU is to be told."""
-        return bool(lib.pyvmm_queue(self.pointer, port, vcpu, priority, PENDING))
+        return bool(lib.pyvmm_queue(self.pointer, port, vcpu, priority, 1))
 
     def queue(self, port: int, vcpu: int, priority: int) -> bool:
         """The same with an event that is pending already."""
@@ -105,7 +103,3 @@ class EventTable:
         finally:
             with self._locked() as table:
                 table.waiting -= 1
-
-    def send(self, port: int) -> bool:
-        """What a loop does for EVTCHNOP_send; False where that is Python's."""
-        return bool(lib.pyvmm_send(self.pointer, port, lib.PORT_IPI))

@@ -16,6 +16,8 @@ PAGE_BYTES = 4096
 HUGE_PAGE_BYTES = 2 << 20
 _READ_WRITE = lib.PROT_READ | lib.PROT_WRITE
 _ANONYMOUS = lib.MAP_PRIVATE | lib.MAP_ANONYMOUS | lib.MAP_NORESERVE
+_FAILED = 2 ** (8 * ffi.sizeof("uintptr_t")) - 1
+
 fetch_or_64: Callable[[int, int], int] = lib.pyvmm_fetch_or_64
 """Set bits of the aligned 64-bit word at an address, in one locked instruction; the word before."""
 
@@ -25,12 +27,10 @@ fetch_and_64: Callable[[int, int], int] = lib.pyvmm_fetch_and_64
 exchange_32: Callable[[int, int, int], int] = lib.pyvmm_exchange_32
 """Write an aligned 32-bit word if it holds the second value, in one locked instruction; the word before."""
 
-NOT_MARKED = 0xFFFF_FFFF
-
 
 def mark_entries(address: int, numbers: Sequence[int], usual: int, ignored: int, bits: int) -> list[int]:
     """Of many entries of two 32-bit words: set bits in the first, if it is the usual but for the ignored bits, by a locked
-    instruction each.  The second words, NOT_MARKED for the others."""
+    instruction each.  The second words, 0xffffffff for the others."""
     found = ffi.new("uint32_t[]", len(numbers))
     lib.pyvmm_mark_entries(address, numbers, len(numbers), usual, ignored, bits, found)
     marked: list[int] = ffi.unpack(found, len(numbers))
@@ -40,9 +40,6 @@ def mark_entries(address: int, numbers: Sequence[int], usual: int, ignored: int,
 def unmark_entries(address: int, numbers: Sequence[int], bits: int) -> None:
     """Clear bits in the first word of many of them."""
     lib.pyvmm_unmark_entries(address, numbers, len(numbers), bits)
-
-
-_FAILED = 2 ** (8 * ffi.sizeof("uintptr_t")) - 1
 
 
 def _map(address: int, size_bytes: int, flags: int, fd: int, offset_bytes: int) -> int:

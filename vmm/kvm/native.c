@@ -224,7 +224,7 @@ static int link_behind(const struct pyvmm_events *events, uint32_t tail, uint32_
 	return 0; /* a guest that changes the word all the time loses its events */
 }
 
-/* FIFO: put an event into its queue, unless it is masked or there; whether the vCPU is to be told. */
+/* FIFO: `mark` an event's word and queue it, unless it is masked or queued; whether the vCPU is to be told. */
 static int queue_event(struct pyvmm_events *events, uint32_t number, uint32_t vcpu, uint32_t priority, uint32_t mark)
 {
 	struct pyvmm_target *target = &events->vcpus[vcpu];
@@ -245,13 +245,13 @@ static int queue_event(struct pyvmm_events *events, uint32_t number, uint32_t vc
 	return 1;
 }
 
-/* The same for Python, which has checked the numbers. */
-static int pyvmm_queue(struct pyvmm_events *events, uint32_t number, uint32_t vcpu, uint32_t priority, uint32_t mark)
+/* The same for Python, which has checked the numbers; `raise`: the event is made pending first. */
+static int pyvmm_queue(struct pyvmm_events *events, uint32_t number, uint32_t vcpu, uint32_t priority, int raise)
 {
 	int told;
 
 	pyvmm_lock(events);
-	told = queue_event(events, number, vcpu, priority, mark);
+	told = queue_event(events, number, vcpu, priority, raise ? PENDING : 0);
 	pyvmm_unlock(events);
 	return told;
 }
@@ -290,11 +290,12 @@ static int raise_event(struct pyvmm_events *events, uint32_t number)
 /* What sending to a port does (`as`: PORT_IPI), or the timer (PORT_TIMER); 0 where that is for Python to do. */
 static int pyvmm_send(struct pyvmm_events *events, uint32_t number, int as)
 {
-	const struct pyvmm_port *port = &events->ports[number];
+	const struct pyvmm_port *port;
 	int done;
 
 	if (!events || number >= PORTS)
 		return 0;
+	port = &events->ports[number];
 	pyvmm_lock(events);
 	done = port->does == PORT_RINGS ? !eventfd_write(port->fd, 1) : port->does == as && raise_event(events, number);
 	pyvmm_unlock(events);

@@ -258,7 +258,7 @@ static int pyvmm_own_timer(struct pyvmm_loop *loop, struct kvm_run *run, int num
 int timer_delete(timer_t timer);
 static int pyvmm_arm_own(struct pyvmm_loop *loop, int64_t delay_ns);
 static int pyvmm_raise_timer(struct pyvmm_loop *loop);
-static int pyvmm_queue(struct pyvmm_events *events, uint32_t number, uint32_t vcpu, uint32_t priority, uint32_t mark);
+static int pyvmm_queue(struct pyvmm_events *events, uint32_t number, uint32_t vcpu, uint32_t priority, int raise);
 static int pyvmm_send(struct pyvmm_events *events, uint32_t number, int as);
 static void pyvmm_lock(struct pyvmm_events *events);
 static void pyvmm_unlock(struct pyvmm_events *events);

@@ -114,15 +114,14 @@ class GrantTable:
                 return [self._try(ref, by, write=write) for ref in refs]
             wanted, ignored = (_READING | _WRITING, _UNTOLD) if write else (_READING, _UNTOLD | _READONLY)
             frames = self._pages.mark_entries(refs, _PERMIT_ACCESS | by << 16, ignored, wanted)
-            if _NO_FRAME not in frames:
-                self._users.update(dict.fromkeys(cast("Sequence[GrantRef]", refs), _ONE[write]))
-                return cast("list[Gfn | None]", frames)
-            marked = [ref for ref, frame in zip(refs, frames, strict=True) if frame != _NO_FRAME]
-            self._users.update(dict.fromkeys(cast("Sequence[GrantRef]", marked), _ONE[write]))
-            return [
-                self._try(ref, by, write=write) if frame == _NO_FRAME else Gfn(frame)
-                for ref, frame in zip(refs, frames, strict=True)
-            ]
+            self._users.update(dict.fromkeys(cast("Sequence[GrantRef]", refs), _ONE[write]))
+            gfns = cast("list[Gfn | None]", frames)
+            if _NO_FRAME in frames:  # these go one by one; a guest may also have written that number
+                for number, ref in enumerate(refs):
+                    if gfns[number] == _NO_FRAME:
+                        del self._users[GrantRef(ref)]
+                        gfns[number] = self._try(ref, by, write=write)
+            return gfns
 
     def _are_unused(self, refs: Sequence[int]) -> bool:
         # So that one use each, of entries that are there, is all that has to be written down.

@@ -222,14 +222,11 @@ class Queue:
                 self._pages.unmap_all(held, write=into_guest)
 
     def _views(self, segments: bytes, write: bool, held: list[int]) -> list[memoryview]:
-        """The pieces of pages that a request is about; 256 to the MiB, so whatever is usual is done to all at once."""
+        """The pieces of pages that a request is about."""
         words = memoryview(segments).cast("I")
         refs, spans = words[::2].tolist(), words[1::2].tolist()
         kept = self._kept
-        if all(map(kept.__contains__, refs)):
-            pages = list(map(kept.__getitem__, refs))
-        else:
-            pages = [self._page(ref, write, held) for ref in refs]
+        pages = [kept.get(ref) or self._page(ref, write, held) for ref in refs]
         if spans.count(WHOLE_PAGE) == len(spans):
             return pages
         views = []

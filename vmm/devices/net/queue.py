@@ -6,6 +6,7 @@ system call; requests and the headers of a packet are copied before they are loo
 
 from collections import Counter, deque
 from collections.abc import Callable
+from itertools import compress
 from typing import NamedTuple
 
 from vmm.devices.granted import GrantedPages
@@ -233,7 +234,7 @@ class Queue:
             return Status.ERROR
         refs = [piece.ref for piece in pieces]
         pages = self._pages.map_all(refs, write=False)
-        mapped = [page for page in pages if page is not None]
+        mapped = list(filter(None, pages))
         try:
             if len(mapped) < len(pages):
                 return Status.ERROR
@@ -250,7 +251,7 @@ class Queue:
         except NoTransport:
             return Status.ERROR
         finally:
-            self._pages.unmap_all([ref for ref, page in zip(refs, pages, strict=True) if page is not None], write=False)
+            self._pages.unmap_all(list(compress(refs, pages)), write=False)
 
     def _heed_multicast(self, kind: int, address: bytes) -> Status:
         if not self._options.multicast_control or not address[0] & 1:
@@ -279,7 +280,7 @@ class Queue:
         needed, receive = self._needed, self._wire.receive
         unseen = 0
         for _ in range(PACKETS_A_TURN):
-            if len(self._buffers) - self._next < needed and not self._prepare():
+            if not self._prepare():
                 break
             views = self._buffers[self._next : self._next + needed]
             del views[1:2]
@@ -316,14 +317,11 @@ class Queue:
             self._shown = self._next = 0
             ids, refs = map(list, zip(*RX_REQUEST.iter_unpack(posted), strict=True))
             pages = self._pages.map_all(refs, write=True)
-            if None in pages:
-                for number, page in zip(ids, pages, strict=True):
-                    if page is None:
-                        self._rx.respond(RX_RESPONSE.pack(number, 0, 0, Status.ERROR))
-                ids = [number for number, page in zip(ids, pages, strict=True) if page is not None]
-                refs = [ref for ref, page in zip(refs, pages, strict=True) if page is not None]
-            self._ids += ids
-            self._posted += refs
+            for number, page in zip(ids, pages, strict=True):
+                if page is None:
+                    self._rx.respond(RX_RESPONSE.pack(number, 0, 0, Status.ERROR))
+            self._ids += compress(ids, pages)
+            self._posted += compress(refs, pages)
             self._buffers += filter(None, pages)
         return True
 
