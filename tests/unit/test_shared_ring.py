@@ -124,8 +124,11 @@ def test_responses_of_any_size_are_where_the_front_end_looks(steps: list[tuple[i
             sent.append(struct.pack("<I", number) * (ENTRY // 4 if whole else 2))
             front.indices[0] = (front.indices[0] + 1) & 0xFFFF_FFFF
         assert len(back.take()) == len(sent)
-        for response in sent:
-            back.respond(response)
+        if whole:
+            back.respond_all(b"".join(sent))
+        else:
+            for response in sent:
+                back.respond(response)
         back.push()
         ring = b"".join(page.data for page in memory)
         for index, response in enumerate(sent, front.indices[2] - len(sent)):

@@ -29,7 +29,6 @@ class SharedRing:
         self.entries = 1 << (room.bit_length() - 1)
         self._header = header
         self._pages = pages
-        self._responses: list[bytes] = []
         self._entry_bytes = entry_bytes
         self._indices = pages[0][:16].cast("I")
         # As Linux's back ends do: a front end that has used this ring before goes on where it was.
@@ -64,15 +63,22 @@ class SharedRing:
 
     def respond(self, response: bytes) -> None:
         """Put a response behind those before it; the front end sees it after `push`."""
-        self._responses.append(response)
+        self._write(self._responded & (self.entries - 1), response)
         self._responded = (self._responded + 1) & _MASK
+
+    def respond_all(self, responses: bytes) -> None:
+        """The same for several that are as long as requests, one behind the other."""
+        first = self._responded & (self.entries - 1)
+        to_end = (self.entries - first) * self._entry_bytes
+        self._write(first, responses[:to_end])
+        self._write(0, responses[to_end:])
+        self._responded = (self._responded + len(responses) // self._entry_bytes) & _MASK
 
     def push(self) -> bool:
         """Show the front end the responses; True where it wants to be told."""
         before, after = self._pushed, self._responded
         if before == after:
             return False
-        self._put(before & (self.entries - 1))
         self._indices[_RSP_PROD] = after
         self._pushed = after
         self._fence()
@@ -81,17 +87,6 @@ class SharedRing:
     def _fence(self) -> None:
         # A locked instruction: no later load passes the stores before it.
         self._header.fetch_or_64(HEADER_BYTES - 8, 0)
-
-    def _put(self, first: int) -> None:
-        responses, self._responses = self._responses, []
-        data, size = b"".join(responses), self._entry_bytes
-        if len(data) == len(responses) * size:
-            to_end = (self.entries - first) * size
-            self._write(first, data[:to_end])
-            self._write(0, data[to_end:])
-        else:  # shorter than a request: what is behind them stays
-            for number, response in enumerate(responses, first):
-                self._write(number & (self.entries - 1), response)
 
     def _pieces(self, first: int, size_bytes: int) -> list[memoryview]:
         page, offset = divmod(HEADER_BYTES + first * self._entry_bytes, PAGE_BYTES)

@@ -38,9 +38,6 @@ class Status(IntEnum):
 SEGMENT = struct.Struct("<IBBxx")
 """grant reference, first sector, last sector: in a request, and in an indirect page."""
 
-WHOLE_PAGE = (SECTORS_A_PAGE - 1) << 8
-"""The second word of one that is about all sectors of its page."""
-
 SEGMENTS_A_PAGE = PAGE_BYTES // SEGMENT.size
 
 

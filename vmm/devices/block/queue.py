@@ -17,7 +17,6 @@ from vmm.devices.block.protocol import (
     SECTORS_A_PAGE,
     SEGMENT,
     SEGMENTS_A_PAGE,
-    WHOLE_PAGE,
     Layout,
     Op,
     Status,
@@ -26,6 +25,7 @@ from vmm.devices.granted import GrantedPages
 from vmm.devices.shared_ring import RingBroken, SharedRing
 from vmm.devices.xenbus import Bound
 from vmm.eventloop import EventLoop
+from vmm.xenabi.constants import PAGE_BYTES
 from vmm.xenabi.interfaces import XenError
 
 MAX_PERSISTENT = 8192 + 1024
@@ -201,8 +201,18 @@ class Queue:
         into_guest = op == Op.READ
         held: list[int] = []
         try:
-            views = self._views(segments, into_guest, held)
-            size = sum(map(len, views))
+            views, size = [], 0
+            kept = self._kept
+            for ref, first, last in SEGMENT.iter_unpack(segments):
+                page = kept.get(ref) or self._page(ref, into_guest, held)
+                if first == 0 and last == SECTORS_A_PAGE - 1:
+                    views.append(page)
+                    size += PAGE_BYTES
+                elif first <= last < SECTORS_A_PAGE:
+                    views.append(page[first * SECTOR_BYTES : (last + 1) * SECTOR_BYTES])
+                    size += (last + 1 - first) * SECTOR_BYTES
+                else:
+                    raise BadRequest
             start, image = sector * SECTOR_BYTES, self._image
             if not size and op == Op.WRITE_BARRIER:
                 image.flush()
@@ -220,22 +230,6 @@ class Queue:
         finally:
             if held:
                 self._pages.unmap_all(held, write=into_guest)
-
-    def _views(self, segments: bytes, write: bool, held: list[int]) -> list[memoryview]:
-        """The pieces of pages that a request is about."""
-        words = memoryview(segments).cast("I")
-        refs, spans = words[::2].tolist(), words[1::2].tolist()
-        kept = self._kept
-        pages = [kept.get(ref) or self._page(ref, write, held) for ref in refs]
-        if spans.count(WHOLE_PAGE) == len(spans):
-            return pages
-        views = []
-        for page, span in zip(pages, spans, strict=True):
-            first, last = span & 0xFF, span >> 8 & 0xFF
-            if not first <= last < SECTORS_A_PAGE:
-                raise BadRequest
-            views.append(page[first * SECTOR_BYTES : (last + 1) * SECTOR_BYTES])
-        return views
 
     def _page(self, ref: int, write: bool, held: list[int]) -> memoryview:
         """A granted page: kept where the front end leaves its grants in place, else noted in `held`."""

@@ -112,6 +112,7 @@ class Queue:
         self._posted: list[int] = []
         self._buffers: list[memoryview] = []
         self._shown = self._next = 0
+        self._received: list[bytes] = []  # those responses
         self._header = bytearray(HEADER.size)
         self._multicast: set[bytes] = set()
         self._stalled = False
@@ -298,6 +299,8 @@ class Queue:
     def _push_received(self) -> None:
         self._pages.unmap_all(self._posted[self._shown : self._next], write=True)
         self._shown = self._next
+        self._rx.respond_all(b"".join(self._received))
+        self._received.clear()
         if self._rx.push() and self._rx_channel is not None:
             self._rx_channel.notify()
 
@@ -319,7 +322,7 @@ class Queue:
             pages = self._pages.map_all(refs, write=True)
             for number, page in zip(ids, pages, strict=True):
                 if page is None:
-                    self._rx.respond(RX_RESPONSE.pack(number, 0, 0, Status.ERROR))
+                    self._received.append(RX_RESPONSE.pack(number, 0, 0, Status.ERROR))
             self._ids += compress(ids, pages)
             self._posted += compress(refs, pages)
             self._buffers += filter(None, pages)
@@ -341,7 +344,7 @@ class Queue:
             told = RX_CSUM_BLANK | RX_DATA_VALIDATED
         elif flags & DATA_VALID:
             told = RX_DATA_VALIDATED
-        at, buffers, respond, pack = self._next, self._buffers, self._rx.respond, RX_RESPONSE.pack
+        at, buffers, respond, pack = self._next, self._buffers, self._received.append, RX_RESPONSE.pack
         last = -(-size // PAGE_BYTES) - 1
         more = RX_MORE_DATA if last else 0
         ids = self._ids[at : at + last + 2]
