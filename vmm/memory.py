@@ -262,6 +262,13 @@ class GuestMemory:
         """To guest-physical memory; MemoryFault where there is none."""
         self.view(gpa, len(data))[:] = data
 
+    def take(self, gpa: int, other: HostMemory, start_bytes: int, size_bytes: int) -> None:
+        """Bytes of the host's memory come here, and as far as they can be their pages (`HostMemory.take`).  MemoryFault."""
+        self.view(gpa, size_bytes)
+        region = self.find(gpa)
+        assert region is not None
+        region.host.take(gpa - region.start, other, start_bytes, size_bytes)
+
     def page(self, gfn: Gfn) -> memoryview:
         """One page's bytes, for a back end to read and write; XenError(EINVAL) where there is none."""
         try:

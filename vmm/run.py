@@ -116,7 +116,6 @@ class _Runner:
         domain = self._hypervisor.create_domain(prepared.config, prepared.image, prepared.modules, self._tee, self._serial)
         if self._observer is not None:
             self._observer.attach(self._hypervisor, domain, self._tee)
-        prepared.image.close()
         prepared.modules.clear()
         self._create_beside()
         gc.freeze()
@@ -129,7 +128,6 @@ class _Runner:
             console = self._open(config.console, "--with-domu: --console")
             prepared = prepare(config, start)
             domain = self._hypervisor.create_domain(prepared.config, prepared.image, prepared.modules, console)
-            prepared.image.close()
             self._beside.append(domain)
 
     def _run_domain(self, domain: Domain) -> int | None:

@@ -22,6 +22,7 @@ from vmm.boot.elf import ElfImage
 from vmm.boot.errors import ImageError
 from vmm.boot.hypercall_sites import find_sites
 from vmm.boot.image import load_image
+from vmm.boot.unpacked import SEARCH_BYTES, Unpacked
 
 PLAIN = bytes(range(256)) * 4000
 
@@ -85,6 +86,19 @@ def test_damaged_stream_is_corrupt_or_something(name: str, data: st.DataObject) 
 def test_unknown_compression_names_the_bytes() -> None:
     with pytest.raises(Corrupt, match="41 42 43 44"):
         decompress(b"ABCDEFGH")
+
+
+def test_what_was_unpacked_is_found_across_the_pieces_that_are_looked_through() -> None:
+    unpacked = Unpacked(1 << 20)
+    unpacked.append(bytes(SEARCH_BYTES - 2) + b"needle")
+    unpacked.append(bytes(SEARCH_BYTES) + b"needle")  # more than there was room for
+    second = 2 * SEARCH_BYTES + 4
+    assert unpacked.find(b"needle") == SEARCH_BYTES - 2
+    assert unpacked.find(b"needle", SEARCH_BYTES - 1) == second
+    assert unpacked.find(b"needle", SEARCH_BYTES - 1, second + 5) == -1
+    assert unpacked.find(b"needle", SEARCH_BYTES - 1, second + 6) == second
+    assert (len(unpacked), unpacked[-6:]) == (second + 6, b"needle")
+    unpacked.close()
 
 
 @pytest.mark.parametrize("bits", [32, 64])

@@ -3,6 +3,7 @@
 from mmap import mmap
 
 from vmm.boot.errors import ImageError
+from vmm.boot.unpacked import Unpacked
 
 MAGIC_OFFSET, MAGIC = 0x202, b"HdrS"
 PAYLOAD_PROTOCOL = 0x0208
@@ -14,7 +15,7 @@ def is_bzimage(data: bytes | mmap) -> bool:
     return data[0x1FE:0x200] == b"\x55\xaa" and data[MAGIC_OFFSET : MAGIC_OFFSET + 4] == MAGIC
 
 
-def payload(data: bytes | mmap, name: str) -> mmap:
+def payload(data: bytes | mmap, name: str) -> Unpacked:
     """The plain ELF inside; ImageError where it is not there or cannot be unpacked."""
 
     from vmm.boot.decompress import Corrupt, decompress  # its codecs are not for guests that need none

@@ -7,9 +7,9 @@ import bz2
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
-from contextlib import suppress
-from mmap import MADV_HUGEPAGE, MAP_ANONYMOUS, MAP_PRIVATE, mmap
 from typing import NamedTuple
+
+from vmm.boot.unpacked import Unpacked
 
 MAX_IMAGE_BYTES = 1 << 30
 """No kernel is larger; a payload that is must be a bomb."""
@@ -149,7 +149,7 @@ COMPRESSIONS = (
 )
 
 
-def decompress(data: Packed, limit_bytes: int = MAX_IMAGE_BYTES) -> mmap:
+def decompress(data: Packed, limit_bytes: int = MAX_IMAGE_BYTES) -> Unpacked:
     """The plain bytes of a payload in any of these compressions.  Corrupt where it is none, broken, or too large."""
     first = bytes(data[:16])
     for compression in COMPRESSIONS:
@@ -157,30 +157,18 @@ def decompress(data: Packed, limit_bytes: int = MAX_IMAGE_BYTES) -> mmap:
             break
     else:
         raise Corrupt(f"its first bytes, {first[:4].hex(' ')}, are no compression that Linux uses")
-    size = 0
+    plain = Unpacked(max(GROWTH * len(data), CHUNK_BYTES))
     try:
-        plain = _memory(max(GROWTH * len(data), CHUNK_BYTES))
         for piece in compression.pieces(data):
-            end = size + len(piece)
-            if end > limit_bytes:
-                raise Corrupt(f"its {compression.name} stream grows beyond {limit_bytes >> 20} MiB")
-            if end > len(plain):
-                plain.resize(max(2 * len(plain), end))
-            plain[size:end] = piece
-            size = end
-        if not size:
+            if len(plain) + len(piece) > limit_bytes:
+                raise Corrupt(f"it grows beyond {limit_bytes >> 20} MiB")
+            plain.append(piece)
+        if not plain:
             raise Corrupt("nothing is in it")
-    except (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, MemoryError) as error:
+    except (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, MemoryError, Corrupt) as error:
+        plain.close()
         raise Corrupt(f"its {compression.name} stream is broken: {error}") from None
-    except Corrupt as error:
-        raise Corrupt(f"its {compression.name} stream is broken: {error}") from None
-    plain.resize(size)
+    except BaseException:
+        plain.close()
+        raise
     return plain
-
-
-def _memory(size_bytes: int) -> mmap:
-    # Pieces are put together here as they come: a list of them would touch twice the memory.
-    memory = mmap(-1, size_bytes, flags=MAP_PRIVATE | MAP_ANONYMOUS)
-    with suppress(OSError):  # a kernel without huge pages
-        memory.madvise(MADV_HUGEPAGE)
-    return memory

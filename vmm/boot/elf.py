@@ -4,7 +4,6 @@ pyelftools' structure tables are used without its ELFFile class, whose import (w
 of pyvmm's start.  Source: xen/include/public/elfnote.h.
 """
 
-import io
 import itertools
 import struct
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from mmap import mmap
 from typing import Any, NamedTuple
 
 from vmm.boot.errors import ImageError
+from vmm.boot.unpacked import Unpacked
 
 PT_LOAD, PT_NOTE = "PT_LOAD", "PT_NOTE"
 SHT_SYMTAB = "SHT_SYMTAB"
@@ -42,15 +42,18 @@ class Segment(NamedTuple):
         return self.gpa + self.memory_bytes
 
 
+Data = bytes | mmap | Unpacked
+"""What an image is read from."""
+
+
 class ElfImage:
     """A parsed image; `data` holds the whole file, and `is_linux` is what its notes say.
 
     ImageError for whatever makes it unusable.
     """
 
-    def __init__(self, data: bytes | mmap, name: str) -> None:
+    def __init__(self, data: Data, name: str) -> None:
         from elftools.common.exceptions import ELFError
-        from elftools.common.utils import struct_parse
         from elftools.construct import ConstructError
         from elftools.elf.structs import ELFStructs
 
@@ -61,11 +64,10 @@ class ElfImage:
             raise ImageError(f"{name} is neither an ELF file nor a bzImage")
         if len(data) < MIN_ELF_BYTES:
             raise ImageError(f"{name} is a broken ELF file: it ends within its header")
-        if data[4] not in (1, 2) or data[5] != 1:
+        bits = {b"\1\1": 32, b"\2\1": 64}.get(data[4:6])
+        if bits is None:
             raise ImageError(f"{name} is not a little-endian x86 ELF file")
-        self._parse = struct_parse
-        self._stream: Any = data if isinstance(data, mmap) else io.BytesIO(data)
-        self._structs = ELFStructs(little_endian=True, elfclass=32 if data[4] == 1 else 64)
+        self._structs = ELFStructs(little_endian=True, elfclass=bits)
         self._structs.create_basic_structs()
         try:
             self._structs.create_advanced_structs()
@@ -90,14 +92,15 @@ class ElfImage:
 
     def close(self) -> None:
         """Let the file go once it has been loaded: a kernel's tens of MiB would count as the process's own."""
-        data, self.data, self._stream = self.data, b"", None
-        if isinstance(data, mmap):
+        data, self.data = self.data, b""
+        if not isinstance(data, bytes):
             data.close()
 
     def _struct(self, kind: str, offset: int) -> Any:
         if offset >= len(self.data):
             raise ImageError(f"{self.name} is truncated: it has no byte {offset}")
-        return self._parse(getattr(self._structs, kind), self._stream, stream_pos=offset)
+        layout = getattr(self._structs, kind)
+        return layout.parse(self.data[offset : offset + layout.sizeof()])
 
     def _program_headers(self) -> list[Any]:
         count, size, start = self._header["e_phnum"], self._header["e_phentsize"], self._header["e_phoff"]

@@ -5,8 +5,10 @@ Source: xen/docs/misc/pvh.pandoc, xen/include/public/arch-x86/hvm/start_info.h.
 
 from typing import NamedTuple, Protocol
 
-from vmm.boot.elf import ElfImage
+from vmm.boot.elf import ElfImage, Segment
 from vmm.boot.errors import ImageError
+from vmm.boot.unpacked import Unpacked
+from vmm.kvm import HostMemory
 from vmm.xenabi.constants import E820, PAGE_BYTES
 from vmm.xenabi.interfaces import MemmapEntry
 from vmm.xenabi.structs import HvmMemmapEntry, HvmModlistEntry, HvmStartInfo
@@ -21,7 +23,7 @@ class Memory(Protocol):
     """Guest memory, as a loader needs it."""
 
     def write(self, gpa: int, data: bytes | memoryview) -> None: ...
-    def view(self, gpa: int, size_bytes: int) -> memoryview: ...
+    def take(self, gpa: int, other: HostMemory, start_bytes: int, size_bytes: int) -> None: ...
     def map(self) -> list[MemmapEntry]: ...
     @property
     def low_ram_bytes(self) -> int: ...
@@ -65,7 +67,7 @@ class _Placer:
 
 
 def load(memory: Memory, image: ElfImage, command_line: str, modules: list[Module], rsdp: int, flags: int = 0) -> Entry:
-    """Copy everything to its place.  ImageError where something does not fit."""
+    """Put everything into its place; an image is used up by it.  ImageError where something does not fit."""
     usable = [entry for entry in memory.map() if entry.kind == E820.RAM]
     for segment in image.segments:
         if not any(entry.start <= segment.gpa and segment.end <= entry.start + entry.size_bytes for entry in usable):
@@ -73,9 +75,8 @@ def load(memory: Memory, image: ElfImage, command_line: str, modules: list[Modul
                 f"{image.name} wants {segment.gpa:#x}-{segment.end:#x}, which is not RAM of this guest; "
                 "give the guest more with --memory"
             )
-        start, size = segment.file_offset, segment.file_bytes
-        with memoryview(image.data) as whole:
-            memory.view(segment.gpa, size)[:] = whole[start : start + size]
+        _put_segment(memory, image, segment)
+    image.close()
     low_end = max((segment.end for segment in image.segments if segment.end <= memory.low_ram_bytes), default=0)
     placer = _Placer(max(low_end, 0x100000), memory.low_ram_bytes)
     listed = b""
@@ -105,6 +106,15 @@ def load(memory: Memory, image: ElfImage, command_line: str, modules: list[Modul
     )
     memory.write(info_gpa, info.pack() + listed + table)
     return Entry(image.entry, info_gpa)
+
+
+def _put_segment(memory: Memory, image: ElfImage, segment: Segment) -> None:
+    start, size = segment.file_offset, segment.file_bytes
+    if isinstance(image.data, Unpacked):
+        memory.take(segment.gpa, image.data.memory, start, size)
+    else:
+        with memoryview(image.data) as whole:
+            memory.write(segment.gpa, whole[start : start + size])
 
 
 def _put_text(memory: Memory, placer: _Placer, text: str, what: str) -> int:

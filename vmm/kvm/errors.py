@@ -23,22 +23,27 @@ HINTS: dict[tuple[str, int], str] = {
     ("KVM_CREATE_VCPU", errno.EINVAL): "ask for fewer vCPUs",
     ("KVM_CREATE_VCPU", errno.EMFILE): "raise the limit on open files (ulimit -n)",
     ("KVM_SET_USER_MEMORY_REGION", errno.ENOMEM): "free some host memory",
+    ("mmap", errno.ENOMEM): "free some host memory, or raise this process's limit (ulimit -v)",
     ("KVM_SET_USER_MEMORY_REGION", errno.EEXIST): "the guest's memory regions overlap: this is a fault of pyvmm",
 }
 
 
 class KvmError(HostError):
-    """An ioctl on /dev/kvm or a descriptor made from it was refused.
+    """An ioctl on /dev/kvm or a descriptor made from it was refused, or a system call for a guest's memory and timers.
 
-    `call` is the ioctl's name in <linux/kvm.h>, `code` the errno.
+    `call` is the ioctl's name in <linux/kvm.h>, or the system call's; `code` the errno.
     """
 
     def __init__(self, call: str, code: int) -> None:
         self.call = call
         self.code = code
         name = errno.errorcode.get(code, str(code))
-        hint = HINTS.get((call, code), "see Documentation/virt/kvm/api.rst for this ioctl")
-        what = "cannot open /dev/kvm" if call == "open" else f"KVM refused {call}"
+        of_kvm = call.startswith("KVM_")
+        other = (
+            "see Documentation/virt/kvm/api.rst for this ioctl" if of_kvm else f"see {call}(2) and this process's limits"
+        )
+        hint = HINTS.get((call, code), other)
+        what = "cannot open /dev/kvm" if call == "open" else f"{'KVM' if of_kvm else 'the host'} refused {call}"
         super().__init__(f"{what}: {os.strerror(code)} ({name}); {hint}")
 
 

@@ -102,6 +102,29 @@ class HostMemory:
         if lib.madvise(ffi.cast("char *", self.address + offset_bytes), size_bytes, advice) < 0:
             fail("madvise")
 
+    def take(self, offset_bytes: int, other: "HostMemory", start_bytes: int, size_bytes: int) -> None:
+        """Bytes of `other` come here.  Whole huge pages are moved where both are anonymous and the places agree in their
+        lower bits: no byte is copied, and `other` then reads as zeros there.  The rest is copied."""
+        head = min(-start_bytes % HUGE_PAGE_BYTES, size_bytes)
+        moved = (size_bytes - head) // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
+        agree = (self.address + offset_bytes - other.address - start_bytes) % HUGE_PAGE_BYTES == 0
+        if other.address % HUGE_PAGE_BYTES or not agree or self.file is not None or other.file is not None:
+            moved = 0
+        if moved and not self._move(offset_bytes + head, other.address + start_bytes + head, moved):
+            moved = 0
+        for first, last in ((0, head), (head + moved, size_bytes)):
+            self.view[offset_bytes + first : offset_bytes + last] = other.view[start_bytes + first : start_bytes + last]
+
+    def _move(self, offset_bytes: int, address: int, size_bytes: int) -> bool:
+        """Have the pages of another mapping; False where the kernel (before 5.7, say) does not move them."""
+        target = ffi.cast("void *", self.address + offset_bytes)
+        flags = lib.MREMAP_MAYMOVE | lib.MREMAP_FIXED | lib.MREMAP_DONTUNMAP
+        result = lib.mremap(ffi.cast("void *", address), size_bytes, size_bytes, flags, target)
+        if result == target:
+            return True
+        self.blank(offset_bytes, size_bytes)  # what was there may be gone
+        return False
+
     def close(self) -> None:
         """Unmap; no guest may still have this memory in a slot."""
         if self.size_bytes:

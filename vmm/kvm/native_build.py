@@ -157,6 +157,9 @@ CONSTANTS = [
     "PROT_NONE",
     "PROT_READ",
     "PROT_WRITE",
+    "MREMAP_MAYMOVE",
+    "MREMAP_FIXED",
+    "MREMAP_DONTUNMAP",
     "MADV_HUGEPAGE",
     "MADV_DONTNEED",
     "MADV_REMOVE",
@@ -250,6 +253,7 @@ int ioctl(int fd, unsigned long request, ...);
 void *mmap(void *addr, size_t length, int prot, int flags, int fd, long offset);
 int munmap(void *addr, size_t length);
 int madvise(void *addr, size_t length, int advice);
+void *mremap(void *old_address, size_t old_size, size_t new_size, int flags, ...);
 int timerfd_create(int clockid, int flags);
 static int pyvmm_install_kick(int number);
 static int pyvmm_enter(int vcpu_fd, struct kvm_run *run, struct pyvmm_loop *loop);

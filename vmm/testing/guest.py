@@ -112,7 +112,6 @@ class Guest:
             self._hypervisor = Hypervisor(self._system)
             prepared = self._prepared
             domain = self._hypervisor.create_domain(prepared.config, prepared.image, prepared.modules, self.console)
-            prepared.image.close()
             prepared.modules.clear()
             if prepared.config.observed:
                 self._injector.attach(domain)

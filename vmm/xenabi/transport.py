@@ -6,7 +6,7 @@ kernel, so those instructions are replaced, in guest memory only, by the same po
 """
 
 from enum import StrEnum
-from mmap import mmap
+from typing import Protocol
 
 from vmm.xenabi.constants import PAGE_BYTES, Hypercall
 
@@ -26,7 +26,11 @@ _FUNCTION_ALIGNMENT = 16
 _MAX_FUNCTION_BYTES = 32
 
 
-Code = bytes | mmap
+class Code(Protocol):
+    """Bytes to look through: an image's."""
+
+    def __getitem__(self, part: slice, /) -> bytes: ...
+    def find(self, wanted: bytes, start: int, end: int, /) -> int: ...
 
 
 class Transport(StrEnum):
