@@ -1,8 +1,11 @@
 """What can be typed: every command's arguments, with their help and examples."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
@@ -20,6 +23,24 @@ EPILOG = """exit status of run:
   5  this host cannot run it
   130  interrupted: Ctrl-C, SIGTERM, Ctrl-] on the guest's console, or `pyvmm destroy`
 """
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """One is made for every argument that is added; left to itself it imports shutil, and three compressions with it."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, width=_columns() - 2)
+
+
+@cache
+def _columns() -> int:
+    if columns := os.environ.get("COLUMNS", ""):
+        with suppress(ValueError):
+            return max(int(columns), 20)
+    try:
+        return os.get_terminal_size(1).columns or 80
+    except OSError:
+        return 80
 
 
 class Parser(argparse.ArgumentParser):
@@ -40,10 +61,10 @@ def make_parser(command: str | None = None) -> Parser:
             "pyvmm doctor vmlinuz",
             "pyvmm run --help",
         ),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Formatter,
     )
     parser.add_argument("--version", action="version", version=f"pyvmm {_version()}" if "--version" in sys.argv else "")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", prog="pyvmm")
 
     for name, add in GROUPS.items():
         if command is None or name == command:
@@ -69,7 +90,7 @@ def _add_run(commands: _Commands) -> None:
             "pyvmm run vmlinuz --gdb 1234,wait               # then: gdb vmlinux -ex 'target remote :1234'",
         )
         + EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Formatter,
     )
     run.add_argument("--pvh", action="store_true", help="enter the image by its PVH entry point (the default)")
     run.add_argument("--dom0", action="store_true", help="boot it as Xen's initial, privileged domain on a PC with PCI")
@@ -290,7 +311,7 @@ def _command(commands: _Commands, name: str, meaning: str, *examples: str) -> Pa
         help=meaning,
         description=f"{meaning[0].upper()}{meaning[1:]}.",
         epilog=_examples(*examples),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Formatter,
     )
 
 

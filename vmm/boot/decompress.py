@@ -1,15 +1,16 @@
-"""The compressions of a Linux bzImage, each by its library, none allowed to grow without end.
+"""The compressions of a Linux bzImage, each by its library, imported when it is needed; none may grow without end.
 
 Source: Linux arch/x86/boot/compressed/Makefile and scripts/Makefile.lib (what the build appends to each stream).
 """
 
-import bz2
-import lzma
-import zlib
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.boot.unpacked import Unpacked
+
+if TYPE_CHECKING:
+    from bz2 import BZ2Decompressor
+    from lzma import LZMADecompressor
 
 MAX_IMAGE_BYTES = 1 << 30
 """No kernel is larger; a payload that is must be a bomb."""
@@ -37,16 +38,21 @@ class Compression(NamedTuple):
 
 
 def _gzip(data: Packed) -> Iterator[bytes]:
+    import zlib
+
     unpacker = zlib.decompressobj(31)
     pending: Packed = data
     while pending and not unpacker.eof:
-        yield unpacker.decompress(pending, CHUNK_BYTES)
+        try:
+            yield unpacker.decompress(pending, CHUNK_BYTES)
+        except zlib.error as error:
+            raise Corrupt(str(error)) from None
         pending = unpacker.unconsumed_tail
     if not unpacker.eof:
         raise Corrupt("it ends too early")
 
 
-def _stream(unpacker: "bz2.BZ2Decompressor | lzma.LZMADecompressor", data: Packed) -> Iterator[bytes]:
+def _stream(unpacker: "BZ2Decompressor | LZMADecompressor", data: Packed) -> Iterator[bytes]:
     piece = unpacker.decompress(data, CHUNK_BYTES)
     while True:
         yield piece
@@ -58,17 +64,31 @@ def _stream(unpacker: "bz2.BZ2Decompressor | lzma.LZMADecompressor", data: Packe
 
 
 def _bzip2(data: Packed) -> Iterator[bytes]:
-    return _stream(bz2.BZ2Decompressor(), data)
+    from bz2 import BZ2Decompressor
+
+    return _stream(BZ2Decompressor(), data)
 
 
 def _xz(data: Packed) -> Iterator[bytes]:
-    return _stream(lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=1 << 30), data)
+    from lzma import FORMAT_XZ
+
+    return _lzma_stream(FORMAT_XZ, data)
 
 
 def _lzma(data: Packed) -> Iterator[bytes]:
     # The build writes the size after the stream and leaves the header's unknown: the stream ends where it says so.
-    unpacker = lzma.LZMADecompressor(lzma.FORMAT_ALONE, memlimit=1 << 30)
-    return _stream(unpacker, data)
+    from lzma import FORMAT_ALONE
+
+    return _lzma_stream(FORMAT_ALONE, data)
+
+
+def _lzma_stream(form: int, data: Packed) -> Iterator[bytes]:
+    from lzma import LZMADecompressor, LZMAError
+
+    try:
+        yield from _stream(LZMADecompressor(form, memlimit=1 << 30), data)
+    except LZMAError as error:
+        raise Corrupt(str(error)) from None
 
 
 def _zstd(data: Packed) -> Iterator[bytes]:
@@ -163,9 +183,10 @@ def decompress(data: Packed, limit_bytes: int = MAX_IMAGE_BYTES) -> Unpacked:
             if len(plain) + len(piece) > limit_bytes:
                 raise Corrupt(f"it grows beyond {limit_bytes >> 20} MiB")
             plain.append(piece)
+            del piece  # before the next is made: the two would take twice the memory
         if not plain:
             raise Corrupt("nothing is in it")
-    except (zlib.error, lzma.LZMAError, OSError, EOFError, ValueError, MemoryError, Corrupt) as error:
+    except (OSError, EOFError, ValueError, MemoryError, Corrupt) as error:
         plain.close()
         raise Corrupt(f"its {compression.name} stream is broken: {error}") from None
     except BaseException:

@@ -4,7 +4,6 @@ A request is one line of JSON, `{"do": NAME, ...}`, and so is its answer: `{"ok"
 `console` has been answered the connection carries the console's bytes, both ways.
 """
 
-import json
 import socket
 import threading
 from collections.abc import Callable
@@ -60,8 +59,8 @@ class ControlServer:
         try:
             with client, client.makefile("rb") as lines:
                 while line := lines.readline(MAX_LINE_BYTES):
-                    request = self._parse(line)
-                    client.sendall(json.dumps(self._answer(request)).encode() + b"\n")
+                    request = _parsed(line)
+                    client.sendall(_line(self._answer(request)))
                     if request.get("do") == "console":
                         self._console(client)
                         return
@@ -69,14 +68,6 @@ class ControlServer:
             pass  # the client has gone
         finally:
             self._clients.discard(client)
-
-    @staticmethod
-    def _parse(line: bytes) -> dict[str, Any]:
-        try:
-            request = json.loads(line)
-        except ValueError:
-            return {}
-        return request if isinstance(request, dict) else {}
 
     def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
         what = request.get("do")
@@ -116,3 +107,22 @@ class ControlServer:
         for client in list(self._clients):
             with suppress(OSError):  # it has gone by itself
                 client.shutdown(socket.SHUT_RDWR)
+
+
+# json is imported where it is used: most guests are asked for nothing.
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    import json
+
+    try:
+        request = json.loads(line)
+    except ValueError:
+        return {}
+    return request if isinstance(request, dict) else {}
+
+
+def _line(answer: dict[str, Any]) -> bytes:
+    import json
+
+    return json.dumps(answer).encode() + b"\n"
