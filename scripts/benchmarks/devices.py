@@ -9,6 +9,7 @@ from scripts.benchmarks.monitors import Monitor, kernel
 from scripts.benchmarks.table import Row
 from vmm.boot.initramfs import busybox_initramfs
 from vmm.boot.modules import ModuleFolder
+from vmm.xenabi.constants import PAGE_BYTES
 
 HERE = Path(__file__).parent
 TIMEOUT_S = 300
@@ -26,7 +27,8 @@ def initramfs(program: Path, module: str | None, script: str, folder: Path) -> P
     """One whose /init loads a driver, if any, and runs a script that prints lines `RESULT NAME NUMBER`."""
     modules = ModuleFolder(kernel("--modules")).closure([module]) if module is not None else []
     path = folder / "initrd"
-    path.write_bytes(busybox_initramfs(script + "poweroff -f\n", {f"bin/{program.name}": program.read_bytes()}, modules))
+    archive = busybox_initramfs(script + "poweroff -f\n", {f"bin/{program.name}": program.read_bytes()}, modules)
+    path.write_bytes(archive + bytes(-len(archive) % PAGE_BYTES))  # QEMU's microvm hangs if the last page is almost full
     return path
 
 

@@ -2,6 +2,7 @@
 
 import os
 import select
+import signal
 import struct
 import time
 from collections.abc import Iterator
@@ -35,8 +36,9 @@ class Loop:
         self.host = HostMemory(RAM_BYTES)
         allow_kicks()
         self.state: Any = ffi.new("struct pyvmm_loop *")
-        self.run: Any = ffi.new("struct kvm_run *")
-        assert lib.pyvmm_own_timer(self.state, self.run, KICK_SIGNAL) == 0
+        signal.pthread_sigmask(signal.SIG_BLOCK, {KICK_SIGNAL})
+        self.state.signal = KICK_SIGNAL
+        assert lib.pyvmm_own_timer(self.state) == 0
         self.state.vm_fd, self.state.port, self.state.vcpu_id = self.vm.fd, PORT, VCPU_ID
         self.state.ram[0].start, self.state.ram[0].end = RAM_START, RAM_START + RAM_BYTES
         self.state.ram[0].host = self.host.address
@@ -44,6 +46,7 @@ class Loop:
     def prepare(self, entries: list[int], argument: bytes, at: int = ARGUMENT) -> Any:
         """A machine whose tables map LINEAR to ARGUMENT but for what `entries` say, at a matching exit."""
         lib.pyvmm_arm_own(self.state, 0)
+        lib.pyvmm_take_signal(self.state)
         self.state.due, self.state.answers, self.state.timer_port, self.state.python_after_ns = 0, 1, 1, NEVER
         self.host.view[:] = bytes(RAM_BYTES)
         for table, entry, index in zip(TABLES, entries, (LINEAR >> 39 & 0x1FF, 0, 0, 0), strict=True):
@@ -68,9 +71,9 @@ class Loop:
 
     def armed(self) -> bool:
         deadline = time.monotonic() + 1
-        while not self.state.due and time.monotonic() < deadline:
+        while not (due := lib.pyvmm_take_signal(self.state)) and time.monotonic() < deadline:
             time.sleep(0.001)
-        return bool(self.state.due)
+        return bool(due)
 
 
 @pytest.fixture(scope="module")

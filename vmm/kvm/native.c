@@ -2,9 +2,9 @@
  * The C part of pyvmm: entering a guest and being called back from it, and what must be one instruction.
  *
  * A vCPU thread sits in pyvmm_enter() with Python's lock released.  Any other thread brings it back at once by
- * setting loop->kicked and run->immediate_exit and then sending it the kick signal: set before KVM_RUN, the flag makes
- * it return; sent during KVM_RUN, the signal does.  The thread's own timer sends the same signal, whose handler then
- * sets loop->due and the flag: the loop raises the guest's timer event and goes on.
+ * setting loop->kicked and then sending it the kick signal, which the thread lets in during KVM_RUN alone: from then on
+ * KVM_RUN returns at once, until the loop has taken the signal.  The thread's own timer sends the same signal: the loop
+ * raises the guest's timer event and goes on.
  */
 #include <errno.h>
 #include <linux/kvm.h>
@@ -60,45 +60,44 @@ struct pyvmm_loop {
 	int answers; /* 0: everything goes to Python */
 	int vm_fd;
 	uint16_t port; /* an OUT to it is a hypercall */
-	uint32_t vcpu_id;
+	uint32_t vcpu_id, timer_port; /* VIRQ_TIMER's, 0: Python raises it */
 	uint64_t python_after_ns; /* deadlines after this guest time are Python's */
 	uint64_t answered, raised;
 	struct pyvmm_ram ram[2]; /* mapped for as long as the vCPU runs */
-	struct kvm_run *run;
-	timer_t timer; /* signals the vCPU's thread */
+	int signal; /* kicks the vCPU's thread, and comes from its timer, too */
+	timer_t timer;
 	int has_timer, kicked, due;
 	int64_t deadline_ns; /* of CLOCK_MONOTONIC, 0 while it is not armed */
-	uint32_t timer_port; /* of VIRQ_TIMER, 0: Python raises it */
 	struct pyvmm_events *events;
 };
 
-static void kicked(int number, siginfo_t *info, void *context)
+static void do_nothing(int number)
 {
-	(void)number, (void)context;
-	if (info->si_code == SI_TIMER) {
-		struct pyvmm_loop *loop = info->si_value.sival_ptr;
-
-		__atomic_store_n(&loop->due, 1, __ATOMIC_SEQ_CST);
-		loop->run->immediate_exit = 1;
-	}
+	(void)number;
 }
 
-/* Make `number` interrupt KVM_RUN in the thread that receives it.  0, or -errno. */
-static int pyvmm_install_kick(int number)
+static int pyvmm_install_kick(int number) /* or it would be the end of the process */
 {
-	struct sigaction action = { .sa_sigaction = kicked, .sa_flags = SA_SIGINFO }; /* no SA_RESTART: it is to interrupt */
+	return signal(number, do_nothing) == SIG_ERR ? -errno : 0;
+}
 
-	sigemptyset(&action.sa_mask);
-	return sigaction(number, &action, NULL) == 0 ? 0 : -errno;
+/* Take the signal that has interrupted KVM_RUN: cheaper than its handler.  Whether the timer is due. */
+static int pyvmm_take_signal(struct pyvmm_loop *loop)
+{
+	const struct timespec at_once = { 0 };
+	uint64_t kick = 1ull << (loop->signal - 1);
+	siginfo_t info;
+
+	loop->due |= syscall(SYS_rt_sigtimedwait, &kick, &info, &at_once, sizeof kick) > 0 && info.si_code == SI_TIMER;
+	return loop->due;
 }
 
 /* Have the thread that calls this signalled by a timer of its own.  0, or -errno. */
-static int pyvmm_own_timer(struct pyvmm_loop *loop, struct kvm_run *run, int number)
+static int pyvmm_own_timer(struct pyvmm_loop *loop)
 {
-	struct sigevent event = { .sigev_notify = SIGEV_THREAD_ID, .sigev_signo = number, .sigev_value.sival_ptr = loop };
+	struct sigevent event = { .sigev_notify = SIGEV_THREAD_ID, .sigev_signo = loop->signal };
 
 	event._sigev_un._tid = (int)syscall(SYS_gettid);
-	loop->run = run;
 	if (timer_create(CLOCK_MONOTONIC, &event, &loop->timer) != 0)
 		return -errno;
 	loop->has_timer = 1;
@@ -307,6 +306,7 @@ static int pyvmm_raise_timer(struct pyvmm_loop *loop)
 {
 	int done = !loop->timer_port || pyvmm_send(loop->events, loop->timer_port, PORT_TIMER); /* no port: not armed */
 
+	loop->due = 0;
 	if (loop->deadline_ns && loop->deadline_ns <= now_ns()) /* else the guest has set another meanwhile */
 		loop->deadline_ns = 0;
 	loop->raised += done;
@@ -382,17 +382,19 @@ static int pyvmm_answer(struct kvm_run *run, struct pyvmm_loop *loop)
 static int pyvmm_enter(int vcpu_fd, struct kvm_run *run, struct pyvmm_loop *loop)
 {
 	for (;;) {
-		run->immediate_exit = 0;
-		__atomic_thread_fence(__ATOMIC_SEQ_CST);
-		if (__atomic_load_n(&loop->kicked, __ATOMIC_SEQ_CST))
-			run->immediate_exit = 1; /* KVM_RUN still completes the last exit's instruction */
-		if (__atomic_exchange_n(&loop->due, 0, __ATOMIC_SEQ_CST) && !pyvmm_raise_timer(loop))
+		/* KVM_RUN then only completes the last exit's instruction. */
+		run->immediate_exit = __atomic_load_n(&loop->kicked, __ATOMIC_SEQ_CST) != 0;
+		if (loop->due && !pyvmm_raise_timer(loop))
 			return -ETIME;
 		if (ioctl(vcpu_fd, KVM_RUN, 0) == 0) {
 			if (!pyvmm_answer(run, loop))
 				return (int)run->exit_reason;
-		} else if (errno != EINTR || __atomic_load_n(&loop->kicked, __ATOMIC_SEQ_CST)) {
+		} else if (errno != EINTR) {
 			return -errno;
+		} else {
+			pyvmm_take_signal(loop);
+			if (__atomic_load_n(&loop->kicked, __ATOMIC_SEQ_CST))
+				return -EINTR;
 		}
 	}
 }

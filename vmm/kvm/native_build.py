@@ -35,6 +35,7 @@ CONSTANTS = [
     "KVM_XEN_VCPU_SET_ATTR",
     "KVM_XEN_VCPU_GET_ATTR",
     "KVM_GET_CLOCK",
+    "KVM_SET_SIGNAL_MASK",
     "KVM_GET_REGS",
     "KVM_SET_REGS",
     "KVM_GET_SREGS",
@@ -219,7 +220,7 @@ struct pyvmm_port { int does, fd; uint32_t vcpu, priority, queue; };
 struct pyvmm_target { uintptr_t info, block; int upcall_fd; uint32_t tails[16]; };
 struct pyvmm_events { int lock, waiting; uintptr_t shared, words[4]; struct pyvmm_port ports[4096]; struct pyvmm_target vcpus[]; ...; };
 struct pyvmm_loop { int answers, vm_fd; uint16_t port; uint32_t vcpu_id; uint64_t python_after_ns, answered, raised; struct pyvmm_ram ram[2];
-    timer_t timer; int has_timer, kicked, due; int64_t deadline_ns; uint32_t timer_port; struct pyvmm_events *events; ...; };
+    int signal; timer_t timer; int has_timer, kicked, due; int64_t deadline_ns; uint32_t timer_port; struct pyvmm_events *events; ...; };
 struct kvm_cpuid_entry2 { uint32_t function, index, flags, eax, ebx, ecx, edx; ...; };
 struct kvm_cpuid2 { uint32_t nent; struct kvm_cpuid_entry2 entries[]; ...; };
 struct kvm_msr_entry { uint32_t index; uint64_t data; ...; };
@@ -236,6 +237,7 @@ struct kvm_mp_state { uint32_t mp_state; ...; };
 struct kvm_interrupt { uint32_t irq; };
 struct kvm_lapic_state { char regs[1024]; };
 struct kvm_translation { uint64_t linear_address, physical_address; uint8_t valid, writeable, usermode; ...; };
+struct kvm_signal_mask { uint32_t len; uint8_t sigset[]; };
 struct kvm_clock_data { uint64_t clock; uint32_t flags; ...; };
 struct kvm_xen_hvm_config { uint32_t flags, msr; uint64_t blob_addr_32, blob_addr_64; uint8_t blob_size_32, blob_size_64; ...; };
 struct kvm_xen_hvm_attr { uint16_t type; union { uint8_t long_mode, vector; uint32_t xen_version;
@@ -258,7 +260,8 @@ int timerfd_create(int clockid, int flags);
 static int pyvmm_install_kick(int number);
 static int pyvmm_enter(int vcpu_fd, struct kvm_run *run, struct pyvmm_loop *loop);
 static int pyvmm_answer(struct kvm_run *run, struct pyvmm_loop *loop);
-static int pyvmm_own_timer(struct pyvmm_loop *loop, struct kvm_run *run, int number);
+static int pyvmm_own_timer(struct pyvmm_loop *loop);
+static int pyvmm_take_signal(struct pyvmm_loop *loop);
 int timer_delete(timer_t timer);
 static int pyvmm_arm_own(struct pyvmm_loop *loop, int64_t delay_ns);
 static int pyvmm_raise_timer(struct pyvmm_loop *loop);

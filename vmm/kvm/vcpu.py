@@ -16,6 +16,7 @@ from vmm.kvm.errors import KvmError, ioctl
 from vmm.kvm.events import EventTable
 
 KICK_SIGNAL = signal.SIGRTMIN + 3
+_SIGSET_BYTES = 8
 _SVR = 0xF0
 _LVT0_OFFSET, _LVT_MODE_AND_MASK, _LVT_EXTINT = 0x350, 1 << 16 | 7 << 8, 7 << 8
 
@@ -124,7 +125,7 @@ class Vcpu:
     def let_loop_raise(self, port: int) -> bool:
         """Let the C loop set the timer and raise its event at this port (0: no); whether it does.  In its own thread."""
         loop = self._loop
-        able = port and (loop.has_timer or lib.pyvmm_own_timer(loop, self.run, KICK_SIGNAL) == 0)
+        able = port and (loop.has_timer or lib.pyvmm_own_timer(loop) == 0)
         loop.timer_port = port if able else 0
         return bool(able)
 
@@ -150,7 +151,13 @@ class Vcpu:
         return int(self._loop.answered)
 
     def claim(self) -> None:
-        """Say that this thread is the one that enters."""
+        """Say that this thread is the one that enters.  It takes the kick signal while KVM runs the guest, and not else
+        (KVM_SET_SIGNAL_MASK)."""
+        others = signal.pthread_sigmask(signal.SIG_BLOCK, {KICK_SIGNAL}) - {KICK_SIGNAL}
+        mask = ffi.new("struct kvm_signal_mask *", {"sigset": _SIGSET_BYTES})
+        mask.len, mask.sigset = _SIGSET_BYTES, sum(1 << number - 1 for number in others).to_bytes(_SIGSET_BYTES, "little")
+        ioctl(self.fd, "KVM_SET_SIGNAL_MASK", lib.KVM_SET_SIGNAL_MASK, mask)
+        self._loop.signal = KICK_SIGNAL
         with self._claim:
             self._thread = threading.get_ident()
 
@@ -164,7 +171,7 @@ class Vcpu:
 
     def kick(self) -> None:
         """From any thread: make `enter` return INTERRUPTED at once, or as soon as it is next called."""
-        self.leave_at_once()
+        self._loop.kicked = 1
         with self._claim:
             if self._thread is not None:
                 signal.pthread_kill(self._thread, KICK_SIGNAL)
@@ -172,7 +179,6 @@ class Vcpu:
     def leave_at_once(self) -> None:
         """The next `enter` only completes what KVM has left the guest for."""
         self._loop.kicked = 1
-        self.run.immediate_exit = 1
 
     def kick_seen(self) -> None:
         """The entering thread has noticed a kick: the next `enter` runs the guest again."""
