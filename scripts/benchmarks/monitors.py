@@ -25,34 +25,34 @@ def kernel(*options: str) -> Path:
     return Path(done.stdout.strip())
 
 
-def pyvmm(initrd: Path, *options: str, image: Path | None = None) -> Monitor:
+def pyvmm(initrd: Path, *options: str, image: Path | None = None, memory_mib: int = MEMORY_MIB) -> Monitor:
     """From its own sources."""
     command = [sys.executable, "-c", "import sys; from vmm.cli import main; sys.exit(main())", "run", "--pvh"]
-    command += ["-m", str(MEMORY_MIB), "--initrd", str(initrd), "--append", "console=hvc0 quiet", *options]
+    command += ["-m", str(memory_mib), "--initrd", str(initrd), "--append", "console=hvc0 quiet", *options]
     return Monitor("pyvmm", [*command, str(image or kernel())], dict(os.environ))
 
 
-def qemu_xen(initrd: Path, *options: str) -> Monitor:
+def qemu_xen(initrd: Path, *options: str, memory_mib: int = MEMORY_MIB) -> Monitor:
     """QEMU 10 as Xen HVM."""
-    command, environment = _qemu(initrd)
+    command, environment = _qemu(initrd, memory_mib)
     command += ["-M", "pc", "-accel", XEN_ACCELERATOR, "-kernel", str(kernel()), "-append", "console=hvc0 quiet"]
     return Monitor("QEMU's Xen emulation", [*command, "-device", "xen-console,chardev=console", *options], environment)
 
 
-def qemu_microvm(initrd: Path, *options: str) -> Monitor:
+def qemu_microvm(initrd: Path, *options: str, memory_mib: int = MEMORY_MIB) -> Monitor:
     """QEMU 10's microvm: plain KVM, entered by PVH, without Xen."""
-    command, environment = _qemu(initrd)
+    command, environment = _qemu(initrd, memory_mib)
     command += ["-M", "microvm", "-accel", "kvm", "-kernel", str(kernel("--vmlinux")), "-append", "console=ttyS0 quiet"]
     return Monitor("QEMU microvm", [*command, "-serial", "chardev:console", *options], environment)
 
 
-def _qemu(initrd: Path) -> tuple[list[str], dict[str, str]]:
+def _qemu(initrd: Path, memory_mib: int) -> tuple[list[str], dict[str, str]]:
     sys.path.append(str(ROOT / "ci"))
     from qemu import qemu  # type: ignore[import-not-found]
 
     command, environment = qemu()
     command += [
-        "-m", str(MEMORY_MIB), "-cpu", "host", "-display", "none", "-nodefaults", "-no-user-config", "-no-reboot",
+        "-m", str(memory_mib), "-cpu", "host", "-display", "none", "-nodefaults", "-no-user-config", "-no-reboot",
         "-initrd", str(initrd), "-chardev", "stdio,id=console",
     ]  # fmt: skip
     return command, environment
