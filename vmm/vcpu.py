@@ -6,6 +6,7 @@ the next entry), `upcall` (an eventfd) and `stop`.
 
 import errno
 import os
+import signal
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -34,6 +35,7 @@ VCPU_INFO_BYTES = 64
 VCPU_TIME_OFFSET = 32
 CALLBACK_CHECK_NS = 10_000_000
 REQUEST_CHECK_S = 0.2
+_OF_FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
 _VMCALL_BYTES = 3
 _EPERM = (1 << 64) - errno.EPERM
 _ENOSYS = (1 << 64) - errno.ENOSYS
@@ -201,6 +203,8 @@ class Vcpu:
         return self._stopping or bool(self._requests)
 
     def _main(self) -> None:
+        # Signals to the process are its main thread's: what came here instead, Python would notice when that wakes up.
+        signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals() - _OF_FAULTS)
         self.kvm.claim()
         kvm, exits = self.kvm, self.exit_handlers
         try:

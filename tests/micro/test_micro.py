@@ -1,6 +1,7 @@
 """Micro-guests: small assembly guests, each with its file beside this one."""
 
 import re
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -155,6 +156,19 @@ def test_endless_loop_is_stopped_at_once(build: Build, page_transport: Transport
         assert domain.wait(0.2) is None
         domain.stop()
     assert domain.outcome is None
+
+
+def test_a_vcpus_thread_takes_no_signal_that_is_meant_for_the_process(build: Build, page_transport: Transport) -> None:
+    with running(DomainConfig(build("loop"), transport=page_transport)) as (domain, transcript):
+        deadline = time.monotonic() + 30
+        while "looping" not in transcript.text and time.monotonic() < deadline:
+            time.sleep(0.05)
+        status = Path(f"/proc/self/task/{domain.vcpus[0].thread_id}/status").read_text()
+    found = re.search(r"^SigBlk:\s*([0-9a-f]+)$", status, re.MULTILINE)
+    assert found is not None
+    blocked = {number for number in range(1, 65) if int(found[1], 16) >> number - 1 & 1}
+    assert {signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD} <= blocked
+    assert signal.SIGSEGV not in blocked
 
 
 def test_64_mib_image_arrives_whole(build: Build, page_transport: Transport) -> None:
