@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from scripts.benchmarks.monitors import MEMORY_MIB, Monitor, kernel, pyvmm, qemu_microvm, qemu_xen
+from scripts.benchmarks.monitors import Monitor, kernel, pyvmm, qemu_microvm, qemu_xen
 from scripts.benchmarks.table import Row
 from vmm.boot.cpio import CpioWriter
 from vmm.boot.initramfs import find_busybox
@@ -161,10 +161,10 @@ def _until_mark(process: "subprocess.Popen[bytes]", start: float, mark: bytes = 
 
 
 def _resident_mib(pid: int, field: str = "Rss") -> float:
-    """Of all mappings smaller than half the guest's RAM, which RAM itself is not."""
+    """Of all mappings but the guest's RAM, for which monitors ask for huge pages ("hg")."""
     smaps = Path(f"/proc/{pid}/smaps").read_text()
-    sizes = re.findall(rf"^Size: +(\d+) kB.*?^{field}: +(\d+) kB", smaps, re.MULTILINE | re.DOTALL)
-    return sum(int(rss) for size, rss in sizes if int(size) < MEMORY_MIB * 512) / 1024
+    mappings = re.findall(rf"^{field}: +(\d+) kB.*?^VmFlags: ([^\n]*)$", smaps, re.MULTILINE | re.DOTALL)
+    return sum(int(resident) for resident, flags in mappings if "hg" not in flags.split()) / 1024
 
 
 def _idle_percent(pid: int) -> float:

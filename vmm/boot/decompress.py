@@ -183,7 +183,6 @@ def decompress(data: Packed, limit_bytes: int = MAX_IMAGE_BYTES) -> Unpacked:
             if len(plain) + len(piece) > limit_bytes:
                 raise Corrupt(f"it grows beyond {limit_bytes >> 20} MiB")
             plain.append(piece)
-            del piece  # before the next is made: the two would take twice the memory
         if not plain:
             raise Corrupt("nothing is in it")
     except (OSError, EOFError, ValueError, MemoryError, Corrupt) as error:
