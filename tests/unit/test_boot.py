@@ -13,8 +13,9 @@ from vmm.boot import acpi, pvh
 from vmm.boot.cpio import CpioWriter
 from vmm.boot.elf import ElfImage
 from vmm.boot.errors import ImageError
+from vmm.boot.unpacked import Unpacked
 from vmm.guest_cpuid import first_cpu, guest_cpuid
-from vmm.kvm import CpuidEntry
+from vmm.kvm import CpuidEntry, HostMemory
 from vmm.xenabi.constants import E820
 from vmm.xenabi.cpuid import tsc_scale
 from vmm.xenabi.interfaces import Gpa, MemmapEntry
@@ -43,6 +44,37 @@ class Memory:
             MemmapEntry(Gpa(0xA0000), 0x60000, E820.RESERVED),
             MemmapEntry(Gpa(MIB), 15 * MIB, E820.RAM),
         ]
+
+
+class HostBacked(Memory):
+    """The same, in memory of the host's that pages can move to."""
+
+    def __init__(self) -> None:
+        self.host = HostMemory(self.low_ram_bytes, huge_pages=True)
+        self.data = self.host.view
+
+    def take(self, gpa: int, other: HostMemory, start_bytes: int, size_bytes: int) -> None:
+        self.host.take(gpa, other, start_bytes, size_bytes)
+
+
+@pytest.mark.parametrize("shared", [False, True], ids=["each its own bytes", "the same bytes twice"])
+def test_segments_of_an_unpacked_kernel_arrive_whole(*, shared: bool) -> None:
+    one, two = (bytes([value]) * (4 * MIB) for value in (0x11, 0x22))
+    file = bytearray(elf([Load(2 * MIB, one), Load(8 * MIB, two)], note(2 * MIB)))
+    offset = file.index(one[:64])
+    for row, gpa in ((64, 2 * MIB), (64 + 56, 8 * MIB)):  # addresses that agree with the offsets, as a linker makes them
+        struct.pack_into("<QQ", file, row + 16, gpa + offset, gpa + offset)
+    if shared:
+        struct.pack_into("<Q", file, 64 + 56 + 8, offset)
+    struct.pack_into("<I", file, len(file) - 4, 2 * MIB + offset)
+    unpacked = Unpacked(len(file))
+    unpacked.append(bytes(file))
+    memory = HostBacked()
+    pvh.load(memory, ElfImage(unpacked, "image"), "", [], rsdp=0)
+    assert bytes(memory.view(2 * MIB + offset, len(one))) == one
+    assert bytes(memory.view(8 * MIB + offset, len(two))) == (one if shared else two)
+    assert not any(memory.view(0, 2 * MIB + offset))
+    memory.host.close()
 
 
 def test_start_info_leads_to_modules_command_line_and_map() -> None:

@@ -3,9 +3,10 @@
 Source: xen/docs/misc/pvh.pandoc, xen/include/public/arch-x86/hvm/start_info.h.
 """
 
+import itertools
 from typing import NamedTuple, Protocol
 
-from vmm.boot.elf import ElfImage, Segment
+from vmm.boot.elf import ElfImage
 from vmm.boot.errors import ImageError
 from vmm.boot.unpacked import Unpacked
 from vmm.kvm import HostMemory
@@ -75,7 +76,7 @@ def load(memory: Memory, image: ElfImage, command_line: str, modules: list[Modul
                 f"{image.name} wants {segment.gpa:#x}-{segment.end:#x}, which is not RAM of this guest; "
                 "give the guest more with --memory"
             )
-        _put_segment(memory, image, segment)
+    _put_segments(memory, image)
     image.close()
     low_end = max((segment.end for segment in image.segments if segment.end <= memory.low_ram_bytes), default=0)
     placer = _Placer(max(low_end, 0x100000), memory.low_ram_bytes)
@@ -108,13 +109,21 @@ def load(memory: Memory, image: ElfImage, command_line: str, modules: list[Modul
     return Entry(image.entry, info_gpa)
 
 
-def _put_segment(memory: Memory, image: ElfImage, segment: Segment) -> None:
-    start, size = segment.file_offset, segment.file_bytes
-    if isinstance(image.data, Unpacked):
-        memory.take(segment.gpa, image.data.memory, start, size)
-    else:
+def _put_segments(memory: Memory, image: ElfImage) -> None:
+    if not isinstance(image.data, Unpacked):
         with memoryview(image.data) as whole:
-            memory.write(segment.gpa, whole[start : start + size])
+            for segment in image.segments:
+                memory.write(segment.gpa, whole[segment.file_offset : segment.file_offset + segment.file_bytes])
+        return
+    unpacked = image.data.memory
+    by_offset = sorted(image.segments, key=lambda segment: segment.file_offset)
+    overlap = any(one.file_offset + one.file_bytes > two.file_offset for one, two in itertools.pairwise(by_offset))
+    for segment in image.segments:
+        start, size = segment.file_offset, segment.file_bytes
+        if overlap:  # what went to one segment would be missing in another
+            memory.write(segment.gpa, unpacked.view[start : start + size])
+        else:
+            memory.take(segment.gpa, unpacked, start, size)
 
 
 def _put_text(memory: Memory, placer: _Placer, text: str, what: str) -> int:
