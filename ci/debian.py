@@ -201,7 +201,7 @@ class Kernel:
         from vmm.boot.bzimage import payload
 
         def fill(folder: Path) -> None:
-            (folder / "vmlinux").write_bytes(payload(self.image.read_bytes(), str(self.image)))
+            (folder / "vmlinux").write_bytes(payload(self.image.read_bytes(), str(self.image))[:])
 
         return unpack_once(CACHE / "vmlinux" / self.name, fill) / "vmlinux"
 
