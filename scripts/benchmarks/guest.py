@@ -12,8 +12,10 @@ from scripts.benchmarks.table import Row
 
 WITHIN = 1.05
 STEP_MIB = 24
-"""Each run's guests have so much more memory than those of the run before, and their kernel's pages other places: a TLB in
-which some of them meet makes an operation up to 10 % slower in every guest of one size."""
+"""Each time guests have so much more memory than before, and their kernel's pages other places: a TLB in which some of them
+meet makes an operation up to 10 % slower in every guest of one size."""
+
+SIZES_A_RUN = 2
 
 MAKERS = (pyvmm, qemu_microvm, qemu_xen)
 
@@ -24,9 +26,9 @@ def measure(runs: int) -> list[Row]:
         here = Path(folder)
         initrd = initramfs(compiled("guestops", here), None, "guestops\n", here)
         found: list[list[dict[str, float]]] = [[], [], []]
-        for run in range(runs):
+        for step in range(runs * SIZES_A_RUN):
             for make, done in zip(MAKERS, found, strict=True):
-                done.append(results(make(initrd, memory_mib=MEMORY_MIB + run * STEP_MIB)))
+                done.append(results(make(initrd, memory_mib=MEMORY_MIB + step * STEP_MIB)))
     ours, plain, xen = found
     rows = []
     for name in ours[0]:
