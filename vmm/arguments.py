@@ -64,7 +64,7 @@ def make_parser(command: str | None = None) -> Parser:
         formatter_class=_Formatter,
     )
     parser.add_argument("--version", action="version", version=f"pyvmm {_version()}" if "--version" in sys.argv else "")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND", prog="pyvmm")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     for name, add in GROUPS.items():
         if command is None or name == command:

@@ -19,6 +19,8 @@ from vmm.kvm import KvmError
             "KVM refused KVM_CREATE_VM: Device or resource busy (EBUSY); stop the other hypervisor",
         ),
         ("KVM_RUN", errno.EFAULT, "KVM refused KVM_RUN: Bad address (EFAULT); see Documentation"),
+        ("mmap", errno.ENOMEM, "the host refused mmap: Cannot allocate memory (ENOMEM); free some host memory"),
+        ("madvise", errno.EINVAL, "the host refused madvise: Invalid argument (EINVAL); see madvise(2)"),
     ],
 )
 def test_refusal_names_the_call_the_errno_and_what_to_do(call: str, code: int, expected: str) -> None:

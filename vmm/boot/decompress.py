@@ -179,6 +179,15 @@ def decompress(data: Packed, limit_bytes: int = MAX_IMAGE_BYTES) -> Unpacked:
         raise Corrupt(f"its first bytes, {first[:4].hex(' ')}, are no compression that Linux uses")
     plain = Unpacked(max(GROWTH * len(data), CHUNK_BYTES))
     try:
+        _fill(plain, compression, data, limit_bytes)
+    except BaseException:
+        plain.close()
+        raise
+    return plain
+
+
+def _fill(plain: Unpacked, compression: Compression, data: Packed, limit_bytes: int) -> None:
+    try:
         for piece in compression.pieces(data):
             if len(plain) + len(piece) > limit_bytes:
                 raise Corrupt(f"it grows beyond {limit_bytes >> 20} MiB")
@@ -186,9 +195,4 @@ def decompress(data: Packed, limit_bytes: int = MAX_IMAGE_BYTES) -> Unpacked:
         if not plain:
             raise Corrupt("nothing is in it")
     except (OSError, EOFError, ValueError, MemoryError, Corrupt) as error:
-        plain.close()
         raise Corrupt(f"its {compression.name} stream is broken: {error}") from None
-    except BaseException:
-        plain.close()
-        raise
-    return plain

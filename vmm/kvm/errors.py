@@ -23,8 +23,8 @@ HINTS: dict[tuple[str, int], str] = {
     ("KVM_CREATE_VCPU", errno.EINVAL): "ask for fewer vCPUs",
     ("KVM_CREATE_VCPU", errno.EMFILE): "raise the limit on open files (ulimit -n)",
     ("KVM_SET_USER_MEMORY_REGION", errno.ENOMEM): "free some host memory",
-    ("mmap", errno.ENOMEM): "free some host memory, or raise this process's limit (ulimit -v)",
     ("KVM_SET_USER_MEMORY_REGION", errno.EEXIST): "the guest's memory regions overlap: this is a fault of pyvmm",
+    ("mmap", errno.ENOMEM): "free some host memory, or raise this process's limit (ulimit -v)",
 }
 
 

@@ -105,12 +105,11 @@ class HostMemory:
     def take(self, offset_bytes: int, other: "HostMemory", start_bytes: int, size_bytes: int) -> None:
         """Bytes of `other` come here.  Whole huge pages are moved where both are anonymous and the places agree in their
         lower bits: no byte is copied, and `other` then reads as zeros there.  The rest is copied."""
-        head = min(-start_bytes % HUGE_PAGE_BYTES, size_bytes)
-        moved = (size_bytes - head) // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
-        agree = (self.address + offset_bytes - other.address - start_bytes) % HUGE_PAGE_BYTES == 0
-        if other.address % HUGE_PAGE_BYTES or not agree or self.file is not None or other.file is not None:
-            moved = 0
-        if moved and not self._move(offset_bytes + head, other.address + start_bytes + head, moved):
+        source, target = other.address + start_bytes, self.address + offset_bytes
+        head, moved = min(-source % HUGE_PAGE_BYTES, size_bytes), 0
+        if self.file is None and other.file is None and (target - source) % HUGE_PAGE_BYTES == 0:
+            moved = (size_bytes - head) // HUGE_PAGE_BYTES * HUGE_PAGE_BYTES
+        if moved and not self._move(offset_bytes + head, source + head, moved):
             moved = 0
         for first, last in ((0, head), (head + moved, size_bytes)):
             self.view[offset_bytes + first : offset_bytes + last] = other.view[start_bytes + first : start_bytes + last]

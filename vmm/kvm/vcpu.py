@@ -74,7 +74,7 @@ def allow_kicks() -> None:
     """Install the kick signal's handler; once a process is enough, again does no harm."""
     result = lib.pyvmm_install_kick(KICK_SIGNAL)
     if result < 0:
-        raise KvmError("sigaction", -result)
+        raise KvmError("signal", -result)
 
 
 class Vcpu:
@@ -171,7 +171,7 @@ class Vcpu:
 
     def kick(self) -> None:
         """From any thread: make `enter` return INTERRUPTED at once, or as soon as it is next called."""
-        self._loop.kicked = 1
+        self.leave_at_once()
         with self._claim:
             if self._thread is not None:
                 signal.pthread_kill(self._thread, KICK_SIGNAL)
