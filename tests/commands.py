@@ -4,9 +4,9 @@ import subprocess
 import sys
 
 
-def pyvmm(*arguments: object, timeout_s: float = 120) -> subprocess.CompletedProcess[str]:
+def pyvmm(*arguments: object, timeout_s: float = 120, typed: str = "") -> subprocess.CompletedProcess[str]:
     """Run the command as a user does."""
-    return subprocess.run(_command(arguments), capture_output=True, text=True, timeout=timeout_s, check=False)
+    return subprocess.run(_command(arguments), input=typed, capture_output=True, text=True, timeout=timeout_s, check=False)
 
 
 def started(*arguments: object, stdin: int = subprocess.DEVNULL) -> "subprocess.Popen[str]":

@@ -57,6 +57,8 @@ SHARED_INFO_PAGE, FIRST_GRANT_PAGE = 0, 1
 XEN_PAGES = FIRST_GRANT_PAGE + TABLE_PAGES
 RESERVED_CONSOLE, RESERVED_STORE = GrantRef(0), GrantRef(1)  # grant_table.h: GNTTAB_RESERVED_*
 STORE_CONNECTION_OFFSET, NOT_CONNECTED = 2068, 1  # io/xs_wire.h: `connection`, XENSTORE_RECONNECT
+END_OF_INPUT = b"\x04"  # Ctrl-D
+END_AGAIN_S = 1
 INPUT_CHECK_S = 0.2
 
 
@@ -300,6 +302,16 @@ class Domain:
             self._console_loop.post(lambda: console.take_input(data, taken.set))
             while not taken.wait(INPUT_CHECK_S) and not self._ended.is_set():
                 pass
+
+    def end_input(self) -> None:
+        """Have every read of the guest's console find the end of the input, until the domain ends.
+
+        A Ctrl-D ends one read, and none where it comes before the shell is there or while a command reads nothing.
+        """
+        while True:
+            self.type(END_OF_INPUT)
+            if self._ended.wait(END_AGAIN_S):
+                return
 
     def type_serial(self, data: bytes) -> None:
         """Type on the guest's serial port; the same, where it has one."""

@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from vmm.observe import Observation, Observer
 
 GRACE_S = 20
-END_OF_INPUT = b"\x04"  # Ctrl-D
 
 
 class Request(NamedTuple):
@@ -137,8 +136,10 @@ class _Runner:
             domain.ports.own(exit_port, *exit_port.ranges)
 
         def offer(data: bytes) -> None:
-            if data or self._own_initrd:
-                domain.type(data or END_OF_INPUT)
+            if data:
+                domain.type(data)
+            elif self._own_initrd:
+                domain.end_input()
 
         if self._request.gdb is not None and self._request.gdb_wait:
             for vcpu in domain.vcpus:

@@ -93,6 +93,13 @@ def test_exec_runs_a_command_and_returns_its_status(kernel: Callable[[str], Path
     assert (done.returncode, done.stdout, done.stderr) == (7, "xen\n2\nUsing 2-level ABI\n", "")
 
 
+@pytest.mark.parametrize("typed", ["", "sleep 3; cat; echo $((6 * 7)) is the answer\n"])
+def test_the_end_of_the_input_ends_the_shell(kernel: Callable[[str], Path], system: System, typed: str) -> None:
+    done = pyvmm("run", kernel("6.1"), "--append", "quiet", "--timeout", TIMEOUT_S, timeout_s=TIMEOUT_S, typed=typed)
+    assert done.returncode == 0, (done.stdout[-3000:], done.stderr)
+    assert ("42 is the answer\n" in done.stdout.replace("\r", "")) == bool(typed)
+
+
 def test_sigterm_asks_the_guest_to_power_off(
     kernel: Callable[[str], Path], initramfs: Callable[[str], Path], system: System
 ) -> None:
