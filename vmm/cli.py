@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vmm import log
 from vmm.arguments import GROUPS, make_parser
-from vmm.config import DomainConfig, parse_size, parse_xen_version
+from vmm.config import DomainConfig, default_image, parse_size, parse_xen_version
 from vmm.errors import ExitStatus, PyvmmError, UsageError
 from vmm.features import COMBINATIONS
 from vmm.xenabi.transport import Transport
@@ -41,7 +41,7 @@ def _control(options: argparse.Namespace) -> int:
 
 
 def _config(options: argparse.Namespace) -> DomainConfig:
-    from vmm.prepare import default_image, parse_disks, parse_nets, parse_shares
+    from vmm.prepare import parse_disks, parse_nets, parse_shares
 
     return DomainConfig(
         image=options.image or default_image(),
@@ -88,6 +88,10 @@ def _observation(options: argparse.Namespace) -> "Observation | None":
 
 def _run(options: argparse.Namespace) -> int:
     gc.disable()  # the start makes objects that live to the end; looking through them again and again costs 5 ms
+    from vmm.boot.image import Loading
+
+    options.image = options.image or default_image()
+    loading = Loading(options.image)  # beside all that is still to be imported
     from vmm.run import Request, run_guest
 
     if options.timeout is not None and not 0 < options.timeout < threading_limit():
@@ -106,7 +110,7 @@ def _run(options: argparse.Namespace) -> int:
     )
     if options.with_domu:
         config = config._replace(shareable=True)
-    return run_guest(config, request)
+    return run_guest(config, request, loading)
 
 
 def _start(options: argparse.Namespace) -> "Start":

@@ -120,3 +120,16 @@ def parse_xen_version(text: str) -> XenVersion:
 def host_memory_bytes() -> int:
     """All of the host's RAM."""
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def default_image() -> Path:
+    """$PYVMM_KERNEL, else the running kernel's own file; UsageError where that is not in the usual place."""
+    if chosen := os.environ.get("PYVMM_KERNEL"):
+        return Path(chosen)
+    image = Path(f"/boot/vmlinuz-{os.uname().release}")
+    if not image.exists():
+        raise UsageError(
+            f"no IMAGE was given, and this host's own kernel is not at {image}; "
+            "give a vmlinux or vmlinuz, or set PYVMM_KERNEL"
+        )
+    return image

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vmm import log
 from vmm.boot.elf import ElfImage
-from vmm.boot.image import load_image, open_file
+from vmm.boot.image import Loading, load_image, open_file
 from vmm.boot.pvh import Module
 from vmm.config import DomainConfig
 from vmm.devices.exit_port import EXIT_PORT
-from vmm.errors import UsageError
 
 if TYPE_CHECKING:
     from vmm.devices.block.spec import Disk
@@ -42,11 +41,11 @@ class Prepared(NamedTuple):
     own_initrd: bool
 
 
-def prepare(config: DomainConfig, start: Start) -> Prepared:
-    """Open the files and make what is missing.  PyvmmError."""
+def prepare(config: DomainConfig, start: Start, loading: Loading | None = None) -> Prepared:
+    """Open the files, the image's where it is not on its way already, and make what is missing.  PyvmmError."""
     if start.host_root:
         config = config._replace(command_line=f"{_HOST_ROOT} {config.command_line}".strip())
-    image = load_image(config.image)
+    image = load_image(config.image) if loading is None else loading.image()
     modules: list[Module] = []
     own_initrd = False
     if config.initrd is not None:
@@ -121,19 +120,6 @@ def parse_shares(texts: Sequence[str]) -> "tuple[Share, ...]":
     from vmm.devices.ninep.spec import parse_share
 
     return tuple(parse_share(text, f"share{index}") for index, text in enumerate(texts))
-
-
-def default_image() -> Path:
-    """$PYVMM_KERNEL, else the running kernel's own file; UsageError where that is not in the usual place."""
-    if chosen := os.environ.get("PYVMM_KERNEL"):
-        return Path(chosen)
-    image = Path(f"/boot/vmlinuz-{os.uname().release}")
-    if not image.exists():
-        raise UsageError(
-            f"no IMAGE was given, and this host's own kernel is not at {image}; "
-            "give a vmlinux or vmlinuz, or set PYVMM_KERNEL"
-        )
-    return image
 
 
 def linux_command_line(append: str, command: str | None) -> str:

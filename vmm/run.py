@@ -11,6 +11,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmm import log
+from vmm.boot.image import Loading
 from vmm.config import DomainConfig
 from vmm.devices.chardev import Chardev, Tee, open_chardev
 from vmm.devices.exit_port import ExitPort
@@ -43,12 +44,15 @@ class Request(NamedTuple):
     """Guests that run beside a dom0, for as long as that does."""
 
 
-def run_guest(config: DomainConfig, request: Request) -> int:
-    """Start the guest that `config` describes and wait for its end: the exit status.  PyvmmError."""
+def run_guest(config: DomainConfig, request: Request, loading: Loading) -> int:
+    """Start the guest that `config` describes, its image being on its way, and wait for its end: the exit status.
+
+    PyvmmError.
+    """
     if config.console == config.serial == "stdio":
         raise UsageError("--console and --serial cannot both be stdio; give --console another place, or none")
     config = config._replace(observed=request.observation is not None)
-    prepared = prepare(config, request.start)
+    prepared = prepare(config, request.start, loading)
     runner: _Runner | None = None
     previous = signal.signal(signal.SIGTERM, _terminate)
     try:

@@ -67,7 +67,7 @@ def test_segments_of_an_unpacked_kernel_arrive_whole(*, shared: bool) -> None:
     if shared:
         struct.pack_into("<Q", file, 64 + 56 + 8, offset)
     struct.pack_into("<I", file, len(file) - 4, 2 * MIB + offset)
-    unpacked = Unpacked(len(file))
+    unpacked = Unpacked(len(file), 1 << 30)
     unpacked.append(bytes(file))
     memory = HostBacked()
     pvh.load(memory, ElfImage(unpacked, "image"), "", [], rsdp=0)

@@ -78,3 +78,13 @@ def test_a_kernel_that_does_not_move_pages_has_them_copied(monkeypatch: pytest.M
     monkeypatch.undo()
     source.close()
     target.close()
+
+
+def test_bytes_are_written_within_a_mapping_only() -> None:
+    memory = HostMemory(PAGE_BYTES)
+    memory.write(PAGE_BYTES - 3, b"end")
+    assert bytes(memory.view[-4:]) == b"\0end"
+    for offset in (-1, PAGE_BYTES - 2):
+        with pytest.raises(ValueError, match="beyond the mapping"):
+            memory.write(offset, b"end")
+    memory.close()

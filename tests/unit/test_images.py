@@ -8,7 +8,7 @@ import struct
 import zlib
 from pathlib import Path
 
-import lz4.block
+import cramjam
 import lzallright
 import pytest
 import zstandard
@@ -17,19 +17,22 @@ from hypothesis import strategies as st
 
 from tests.unit.images import Load, bzimage, elf, good, note
 from vmm.boot.bzimage import payload
-from vmm.boot.decompress import Corrupt, decompress
+from vmm.boot.decompress import LZ4_BLOCK_BYTES, Corrupt, decompress
 from vmm.boot.elf import ElfImage
 from vmm.boot.errors import ImageError
 from vmm.boot.hypercall_sites import find_sites
-from vmm.boot.image import load_image
+from vmm.boot.image import Loading, load_image
 from vmm.boot.unpacked import SEARCH_BYTES, Unpacked
 
 PLAIN = bytes(range(256)) * 4000
 
 
 def lz4_legacy(data: bytes) -> bytes:
-    block = lz4.block.compress(data, store_size=False)
-    return b"\x02\x21\x4c\x18" + struct.pack("<I", len(block)) + block
+    blocks = [
+        bytes(cramjam.lz4.compress_block(data[start : start + LZ4_BLOCK_BYTES], store_size=False))
+        for start in range(0, len(data), LZ4_BLOCK_BYTES)
+    ]
+    return b"\x02\x21\x4c\x18" + b"".join(struct.pack("<I", len(block)) + block for block in blocks)
 
 
 def lzop(data: bytes) -> bytes:
@@ -55,6 +58,12 @@ SIZE_WORD = struct.pack("<I", len(PLAIN))  # the kernel's build appends it
 @pytest.mark.parametrize("name", PACKERS)
 def test_every_compression_is_unpacked_with_the_size_that_the_build_appends(name: str) -> None:
     assert decompress(PACKERS[name](PLAIN) + SIZE_WORD)[:] == PLAIN
+
+
+def test_lz4_has_blocks_of_8_mib_each() -> None:
+    plain = PLAIN * 20
+    assert len(plain) > 2 * LZ4_BLOCK_BYTES
+    assert decompress(lz4_legacy(plain) + SIZE_WORD)[:] == plain
 
 
 @pytest.mark.parametrize("name", PACKERS)
@@ -89,7 +98,7 @@ def test_unknown_compression_names_the_bytes() -> None:
 
 
 def test_what_was_unpacked_is_found_across_the_pieces_that_are_looked_through() -> None:
-    unpacked = Unpacked(1 << 20)
+    unpacked = Unpacked(1 << 20, 1 << 30)
     unpacked.append(bytes(SEARCH_BYTES - 2) + b"needle")
     unpacked.append(bytes(SEARCH_BYTES) + b"needle")  # more than there was room for
     second = 2 * SEARCH_BYTES + 4
@@ -112,6 +121,22 @@ def test_bzimage_gives_the_elf_inside(tmp_path: Path) -> None:
     path = tmp_path / "bzImage"
     path.write_bytes(bzimage(zstandard.compress(good())))
     assert load_image(path).entry == 0x100000
+
+
+def test_an_image_is_unpacked_while_its_owner_does_something_else(tmp_path: Path) -> None:
+    path = tmp_path / "bzImage"
+    path.write_bytes(bzimage(zstandard.compress(good())))
+    loading = Loading(path)
+    assert loading.image().entry == 0x100000
+
+
+def test_what_is_wrong_with_an_image_is_said_when_it_is_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "bzImage"
+    path.write_bytes(bzimage(b"nothing that Linux uses"))
+    for place, reason in ((path, "cannot be unpacked"), (tmp_path / "missing", "No such file")):
+        loading = Loading(place)
+        with pytest.raises(ImageError, match=reason):
+            loading.image()
 
 
 BAD_ELF = {

@@ -3,7 +3,7 @@
 Source: Linux arch/x86/boot/compressed/Makefile and scripts/Makefile.lib (what the build appends to each stream).
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.boot.unpacked import Unpacked
@@ -20,7 +20,7 @@ GROWTH = 5
 """How many times larger than its payload a kernel usually is; memory for more is found when it is."""
 
 ZSTD_FEED_BYTES = 1 << 12
-
+LZ4_BLOCK_BYTES = 8 << 20
 
 Packed = bytes | memoryview
 
@@ -30,21 +30,21 @@ class Corrupt(Exception):
 
 
 class Compression(NamedTuple):
-    """How a payload starts, and how to unpack it in pieces."""
+    """How a payload starts, and how to unpack it."""
 
     name: str
     magic: bytes
-    pieces: Callable[[Packed], Iterator[bytes]]
+    unpack: Callable[[Packed, Unpacked], None]
 
 
-def _gzip(data: Packed) -> Iterator[bytes]:
+def _gzip(data: Packed, plain: Unpacked) -> None:
     import zlib
 
     unpacker = zlib.decompressobj(31)
     pending: Packed = data
     while pending and not unpacker.eof:
         try:
-            yield unpacker.decompress(pending, CHUNK_BYTES)
+            plain.append(unpacker.decompress(pending, CHUNK_BYTES))
         except zlib.error as error:
             raise Corrupt(str(error)) from None
         pending = unpacker.unconsumed_tail
@@ -52,46 +52,43 @@ def _gzip(data: Packed) -> Iterator[bytes]:
         raise Corrupt("it ends too early")
 
 
-def _stream(unpacker: "BZ2Decompressor | LZMADecompressor", data: Packed) -> Iterator[bytes]:
-    piece = unpacker.decompress(data, CHUNK_BYTES)
-    while True:
-        yield piece
-        if unpacker.eof:
-            return
-        if unpacker.needs_input:
-            raise Corrupt("it ends too early")
-        piece = unpacker.decompress(b"", CHUNK_BYTES)
-
-
-def _bzip2(data: Packed) -> Iterator[bytes]:
+def _bzip2(data: Packed, plain: Unpacked) -> None:
     from bz2 import BZ2Decompressor
 
-    return _stream(BZ2Decompressor(), data)
+    _stream(BZ2Decompressor(), data, plain)
 
 
-def _xz(data: Packed) -> Iterator[bytes]:
+def _xz(data: Packed, plain: Unpacked) -> None:
     from lzma import FORMAT_XZ
 
-    return _lzma_stream(FORMAT_XZ, data)
+    _lzma_stream(FORMAT_XZ, data, plain)
 
 
-def _lzma(data: Packed) -> Iterator[bytes]:
+def _lzma(data: Packed, plain: Unpacked) -> None:
     # The build writes the size after the stream and leaves the header's unknown: the stream ends where it says so.
     from lzma import FORMAT_ALONE
 
-    return _lzma_stream(FORMAT_ALONE, data)
+    _lzma_stream(FORMAT_ALONE, data, plain)
 
 
-def _lzma_stream(form: int, data: Packed) -> Iterator[bytes]:
+def _lzma_stream(form: int, data: Packed, plain: Unpacked) -> None:
     from lzma import LZMADecompressor, LZMAError
 
     try:
-        yield from _stream(LZMADecompressor(form, memlimit=1 << 30), data)
+        _stream(LZMADecompressor(form, memlimit=1 << 30), data, plain)
     except LZMAError as error:
         raise Corrupt(str(error)) from None
 
 
-def _zstd(data: Packed) -> Iterator[bytes]:
+def _stream(unpacker: "BZ2Decompressor | LZMADecompressor", data: Packed, plain: Unpacked) -> None:
+    plain.append(unpacker.decompress(data, CHUNK_BYTES))
+    while not unpacker.eof:
+        if unpacker.needs_input:
+            raise Corrupt("it ends too early")
+        plain.append(unpacker.decompress(b"", CHUNK_BYTES))
+
+
+def _zstd(data: Packed, plain: Unpacked) -> None:
     import zstandard
 
     # Fed a little at a time: each call then yields a bounded amount, since a block of a few bytes makes at most 128 KiB.
@@ -99,7 +96,7 @@ def _zstd(data: Packed) -> Iterator[bytes]:
     unpacker = zstandard.ZstdDecompressor(max_window_size=1 << 27).decompressobj()
     try:
         for start in range(0, len(data), ZSTD_FEED_BYTES):
-            yield unpacker.decompress(data[start : start + ZSTD_FEED_BYTES])
+            plain.append(unpacker.decompress(data[start : start + ZSTD_FEED_BYTES]))
             if unpacker.eof:
                 return
     except zstandard.ZstdError as error:
@@ -107,9 +104,9 @@ def _zstd(data: Packed) -> Iterator[bytes]:
     raise Corrupt("it ends too early")
 
 
-def _lz4(data: Packed) -> Iterator[bytes]:
-    """The legacy frame: blocks of at most 8 MiB, each after its length; the build's size word ends the list."""
-    import lz4.block
+def _lz4(data: Packed, plain: Unpacked) -> None:
+    """The legacy frame: blocks, each after its length; the build's size word ends the list."""
+    import cramjam
 
     position = 4
     while position + 4 <= len(data):
@@ -120,13 +117,15 @@ def _lz4(data: Packed) -> Iterator[bytes]:
         if not length or len(block) < length:
             raise Corrupt("it ends too early")
         try:
-            yield lz4.block.decompress(block, uncompressed_size=8 << 20)
-        except lz4.block.LZ4BlockError as error:
+            with plain.room(LZ4_BLOCK_BYTES) as room:
+                size_bytes = cramjam.lz4.decompress_block_into(block, room, output_len=LZ4_BLOCK_BYTES)
+        except cramjam.DecompressionError as error:
             raise Corrupt(str(error)) from None
+        plain.count(size_bytes)
         position += 4 + length
 
 
-def _lzo(data: Packed) -> Iterator[bytes]:
+def _lzo(data: Packed, plain: Unpacked) -> None:
     """lzop's container: a header, then blocks with both their lengths and checksums, ended by a zero."""
     import lzallright
 
@@ -152,7 +151,7 @@ def _lzo(data: Packed) -> Iterator[bytes]:
         if len(block) < packed_size:
             raise Corrupt("it ends too early")
         try:
-            yield block if packed_size == plain_size else unpacker.decompress(block, plain_size)
+            plain.append(block if packed_size == plain_size else unpacker.decompress(block, plain_size))
         except lzallright.LZOError as error:
             raise Corrupt(str(error)) from None
         position += packed_size
@@ -177,22 +176,12 @@ def decompress(data: Packed, limit_bytes: int = MAX_IMAGE_BYTES) -> Unpacked:
             break
     else:
         raise Corrupt(f"its first bytes, {first[:4].hex(' ')}, are no compression that Linux uses")
-    plain = Unpacked(max(GROWTH * len(data), CHUNK_BYTES))
+    plain = Unpacked(max(GROWTH * len(data), CHUNK_BYTES), limit_bytes)
     try:
-        _fill(plain, compression, data, limit_bytes)
-    except BaseException:
-        plain.close()
-        raise
-    return plain
-
-
-def _fill(plain: Unpacked, compression: Compression, data: Packed, limit_bytes: int) -> None:
-    try:
-        for piece in compression.pieces(data):
-            if len(plain) + len(piece) > limit_bytes:
-                raise Corrupt(f"it grows beyond {limit_bytes >> 20} MiB")
-            plain.append(piece)
+        compression.unpack(data, plain)
         if not plain:
             raise Corrupt("nothing is in it")
     except (OSError, EOFError, ValueError, MemoryError, Corrupt) as error:
+        plain.close()
         raise Corrupt(f"its {compression.name} stream is broken: {error}") from None
+    return plain

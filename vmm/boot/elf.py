@@ -12,6 +12,12 @@ from typing import Any, NamedTuple
 
 from vmm.boot.errors import ImageError
 from vmm.boot.unpacked import Unpacked
+from vmm.lazily import lazily
+
+with lazily("pdb", "inspect", "traceback", "dataclasses"):  # for its own debugging, and half of its import
+    from elftools.common.exceptions import ELFError
+    from elftools.construct import ConstructError
+    from elftools.elf.structs import ELFStructs
 
 PT_LOAD, PT_NOTE = "PT_LOAD", "PT_NOTE"
 SHT_SYMTAB = "SHT_SYMTAB"
@@ -24,6 +30,8 @@ GUEST_OS = 6
 
 MIN_ELF_BYTES = 52
 MAX_NOTES_BYTES = 1 << 20
+_BROKEN = (ELFError, ConstructError, struct.error, OverflowError, KeyError, ValueError)
+"""What pyelftools raises, and what reading at an offset that makes no sense does."""
 _MACHINES = {"EM_386", "EM_X86_64"}
 
 
@@ -53,13 +61,8 @@ class ElfImage:
     """
 
     def __init__(self, data: Data, name: str) -> None:
-        from elftools.common.exceptions import ELFError
-        from elftools.construct import ConstructError
-        from elftools.elf.structs import ELFStructs
-
         self.data = data
         self.name = name
-        self._broken = (ELFError, ConstructError, struct.error, OverflowError, KeyError, ValueError)
         if data[:4] != b"\x7fELF":
             raise ImageError(f"{name} is neither an ELF file nor a bzImage")
         if len(data) < MIN_ELF_BYTES:
@@ -77,7 +80,7 @@ class ElfImage:
             programs = self._program_headers()
             self.segments = self._segments(programs)
             notes = self._xen_notes(programs)
-        except self._broken as error:
+        except _BROKEN as error:
             raise ImageError(f"{name} is a broken ELF file: {str(error) or type(error).__name__}") from None
         if len(notes.get(PHYS32_ENTRY, b"")) not in (4, 8):
             raise ImageError(
@@ -161,7 +164,7 @@ class ElfImage:
         """Guest-physical addresses of those of these symbols that the image has and loads; none if its table is broken."""
         try:
             return self._symbols(names)
-        except (ImageError, *self._broken):
+        except (ImageError, *_BROKEN):
             return {}
 
     def _symbols(self, names: tuple[str, ...]) -> dict[str, int]:

@@ -102,6 +102,12 @@ class HostMemory:
         if lib.madvise(ffi.cast("char *", self.address + offset_bytes), size_bytes, advice) < 0:
             fail("madvise")
 
+    def write(self, offset_bytes: int, data: bytes) -> None:
+        """Copy bytes there.  Unlike an assignment to `view` it lets other Python threads run: this is for many bytes."""
+        if not 0 <= offset_bytes <= self.size_bytes - len(data):
+            raise ValueError(f"{len(data)} bytes at {offset_bytes:#x} are beyond the mapping's {self.size_bytes:#x}")
+        lib.memcpy(ffi.cast("void *", self.address + offset_bytes), ffi.from_buffer(data), len(data))
+
     def take(self, offset_bytes: int, other: "HostMemory", start_bytes: int, size_bytes: int) -> None:
         """Bytes of `other` come here.  Whole huge pages are moved where both are anonymous and the places agree in their
         lower bits: no byte is copied, and `other` then reads as zeros there.  The rest is copied."""

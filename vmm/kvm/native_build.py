@@ -256,6 +256,7 @@ void *mmap(void *addr, size_t length, int prot, int flags, int fd, long offset);
 int munmap(void *addr, size_t length);
 int madvise(void *addr, size_t length, int advice);
 void *mremap(void *old_address, size_t old_size, size_t new_size, int flags, ...);
+void *memcpy(void *destination, const void *source, size_t size);
 int timerfd_create(int clockid, int flags);
 static int pyvmm_install_kick(int number);
 static int pyvmm_enter(int vcpu_fd, struct kvm_run *run, struct pyvmm_loop *loop);

@@ -11,13 +11,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from vmm.config import DomainConfig, parse_size
+from vmm.config import DomainConfig, default_image, parse_size
 from vmm.domain import Domain, Outcome
 from vmm.errors import GuestError
 from vmm.faults import Fault, Injected, Injector
 from vmm.hypervisor import Hypervisor
 from vmm.kvm import System
-from vmm.prepare import Start, default_image, parse_disks, parse_nets, parse_shares, prepare
+from vmm.prepare import Start, parse_disks, parse_nets, parse_shares, prepare
 from vmm.testing.agent import Agent
 from vmm.testing.console import GuestConsole
 from vmm.testing.views import GuestMemory, GuestVcpu, GuestXenstore, Hypercalls, Records
