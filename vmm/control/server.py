@@ -4,17 +4,19 @@ A request is one line of JSON, `{"do": NAME, ...}`, and so is its answer: `{"ok"
 `console` has been answered the connection carries the console's bytes, both ways.
 """
 
-import socket
 import threading
 from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vmm import log
 from vmm.control.places import folder, socket_of
 from vmm.devices.chardev import Tee
 from vmm.errors import PyvmmError
-from vmm.unixsocket import answers, listen
+from vmm.unixsocket import accept, answers, listener, shut_down
+
+if TYPE_CHECKING:
+    import socket
 
 MAX_CLIENTS = 16
 MAX_LINE_BYTES = 4096
@@ -36,7 +38,7 @@ class ControlServer:
         folder().mkdir(mode=0o700, parents=True, exist_ok=True)
         if self._path.is_socket() and answers(self._path):
             raise PyvmmError(f"a guest called {name!r} runs already; give this one another --name")
-        self._socket = listen(self._path, MAX_CLIENTS)
+        self._listener = listener(self._path, MAX_CLIENTS)
         self._actions = actions
         self._tee = tee
         self._offer = offer
@@ -46,7 +48,7 @@ class ControlServer:
     def _accept(self) -> None:
         while True:
             try:
-                client, _ = self._socket.accept()
+                client = accept(self._listener)
             except OSError:
                 return
             if len(self._clients) >= MAX_CLIENTS:
@@ -55,7 +57,7 @@ class ControlServer:
             self._clients.add(client)
             threading.Thread(target=self._serve, args=[client], name="control-client", daemon=True).start()
 
-    def _serve(self, client: socket.socket) -> None:
+    def _serve(self, client: "socket.socket") -> None:
         try:
             with client, client.makefile("rb") as lines:
                 while line := lines.readline(MAX_LINE_BYTES):
@@ -84,7 +86,7 @@ class ControlServer:
             log.get(__name__).exception("fault in a control request", request=what, error=repr(error))
             return {"error": f"internal fault of pyvmm: {error!r}"}
 
-    def _console(self, client: socket.socket) -> None:
+    def _console(self, client: "socket.socket") -> None:
         client.settimeout(CONSOLE_WAIT_S)
         self._tee.add(client)
         try:
@@ -102,11 +104,11 @@ class ControlServer:
     def close(self) -> None:
         """Take no more requests; the socket's file goes."""
         self._path.unlink(missing_ok=True)
-        self._socket.shutdown(socket.SHUT_RDWR)
-        self._socket.close()
+        shut_down(self._listener)
+        self._listener.close()
         for client in list(self._clients):
             with suppress(OSError):  # it has gone by itself
-                client.shutdown(socket.SHUT_RDWR)
+                shut_down(client)
 
 
 # json is imported where it is used: most guests are asked for nothing.

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from vmm.devices.chardev import PIECE_BYTES, Offer
 from vmm.devices.terminal import CHUNK_BYTES
-from vmm.unixsocket import listen
+from vmm.unixsocket import accept, listener
 
 KEPT_BYTES = 64 << 10
 RECONNECT_CHECK_S = 0.1
@@ -113,15 +113,14 @@ class UnixServer(_Connected):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self._path = path
-        self._server = listen(path)
+        self._server = listener(path)
 
     def _serve(self) -> None:
         poller = select.poll()
         poller.register(self._server, select.POLLIN)
         poller.register(self._abort, select.POLLIN)
         while self._abort not in dict(poller.poll()):
-            client, _ = self._server.accept()
-            with client:
+            with accept(self._server) as client:
                 self._talk(client.fileno())
 
     def close(self) -> None:

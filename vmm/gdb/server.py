@@ -13,7 +13,7 @@ from vmm.errors import PyvmmError, UsageError
 from vmm.gdb.packets import Broken, Reader, frame
 from vmm.gdb.stub import Detached, Killed, Stub
 from vmm.gdb.target import Target
-from vmm.unixsocket import listen
+from vmm.unixsocket import Listener, accept, listener
 
 CHECK_S = 0.2
 FORMS = "PORT, ADDRESS:PORT or unix:PATH"
@@ -33,10 +33,10 @@ class GdbServer:
         self._thread = threading.Thread(target=self._serve, name="gdb", daemon=True)
         self._thread.start()
 
-    def _listen(self, place: str) -> socket.socket:
+    def _listen(self, place: str) -> Listener:
         if place.startswith("unix:") and place != "unix:":
             self._path = Path(place.removeprefix("unix:"))
-            return listen(self._path)
+            return listener(self._path)
         address, _, port = place.rpartition(":")
         if not port.isdecimal() or not 0 < int(port) < 65536:
             raise UsageError(f"--gdb takes {FORMS}, not {place!r}")
@@ -53,8 +53,7 @@ class GdbServer:
             poller.poll()
             if self._closing.is_set():
                 return
-            connection, _ = self._socket.accept()
-            with connection:
+            with accept(self._socket) as connection:
                 self._session(connection)
 
     def _session(self, connection: socket.socket) -> None:

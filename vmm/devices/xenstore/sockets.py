@@ -8,7 +8,7 @@ from vmm.devices.xenstore.server import Connection, Store
 from vmm.devices.xenstore.tree import DOM0
 from vmm.devices.xenstore.wire import Broken, Reader
 from vmm.eventloop import EventLoop
-from vmm.unixsocket import listen
+from vmm.unixsocket import accept, listener
 
 READ_BYTES = 64 << 10
 BACKLOG = 16
@@ -20,7 +20,7 @@ class SocketServer:
     def __init__(self, loop: EventLoop, path: Path) -> None:
         self._loop = loop
         self._path = path
-        self._socket = listen(path, BACKLOG)
+        self._socket = listener(path, BACKLOG)
         self._socket.setblocking(False)
         self._clients: set[SocketClient] = set()
 
@@ -30,7 +30,7 @@ class SocketServer:
 
     def _accept(self, store: Store) -> None:
         try:
-            accepted, _ = self._socket.accept()
+            accepted = accept(self._socket)
         except OSError:
             return  # it has gone again
         self._clients.add(SocketClient(self._loop, accepted, store, self._clients.discard))
