@@ -1,6 +1,7 @@
 """From exec to the guest's /init and what the process holds then: Debian 6.1 cloud, 256 MiB, 1 vCPU, against QEMU.
 
-Needs VT-x or AMD-V, and KVM_XEN for QEMU's Xen emulation: `ci/nested --kernel 6.12 -- scripts/bench --runs 5 boot`.
+Each on files and memory as `near` has them.  Needs VT-x or AMD-V, and KVM_XEN for QEMU's Xen emulation:
+`ci/nested --kernel 6.12 -- scripts/bench --runs 5 boot`.
 """
 
 import os
@@ -12,7 +13,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
-from scripts.benchmarks.monitors import Monitor, kernel, pyvmm, qemu_microvm, qemu_xen
+from scripts.benchmarks.monitors import Monitor, folders, kernel, pyvmm, qemu_microvm, qemu_xen
+from scripts.benchmarks.near import near, renew_memory
 from scripts.benchmarks.table import Row
 from vmm.boot.cpio import CpioWriter
 from vmm.boot.initramfs import find_busybox
@@ -35,6 +37,11 @@ class Boot(NamedTuple):
 
 def measure(runs: int) -> list[Row]:
     """Interleaved boots."""
+    with near(folders()):
+        return _measure(runs)
+
+
+def _measure(runs: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         initrd = Path(folder) / "initrd"
         initrd.write_bytes(_initramfs())
@@ -89,6 +96,7 @@ def _phases(initrd: Path) -> list[Row]:
 
 def _several(monitor: Monitor) -> list[Row]:
     """Many guests at once: until the last is there, and what each process has to itself (Pss) beside its guest's RAM."""
+    renew_memory()
     start = time.monotonic()
     processes = [
         subprocess.Popen(monitor.command, env=monitor.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
@@ -134,6 +142,7 @@ def _monitors(initrd: Path) -> list[Monitor]:
 
 
 def _boot(monitor: Monitor) -> Boot:
+    renew_memory()
     start = time.monotonic()
     with subprocess.Popen(
         monitor.command, env=monitor.environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT

@@ -3,10 +3,12 @@
 import os
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "ci"))
 MEMORY_MIB = 256
 XEN_ACCELERATOR = "kvm,xen-version=0x40011,kernel-irqchip=split"
 
@@ -46,8 +48,16 @@ def qemu_microvm(initrd: Path, *options: str, memory_mib: int = MEMORY_MIB) -> M
     return Monitor("QEMU microvm", [*command, "-serial", "chardev:console", *options], environment)
 
 
+def folders() -> list[Path]:
+    """Where the monitors and the kernels are read from."""
+    from debian import CACHE  # type: ignore[import-not-found]
+
+    packages = sysconfig.get_paths()
+    own = [Path(packages["stdlib"]), Path(packages["purelib"]), ROOT / "vmm"]
+    return [*own, CACHE / "qemu", CACHE / "qemu-mended", kernel().parent, kernel("--vmlinux").parent]
+
+
 def _qemu(initrd: Path, memory_mib: int) -> tuple[list[str], dict[str, str]]:
-    sys.path.append(str(ROOT / "ci"))
     from qemu import qemu  # type: ignore[import-not-found]
 
     command, environment = qemu()
