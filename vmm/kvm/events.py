@@ -16,6 +16,7 @@ class EventTable:
 
     def __init__(self, vcpus: int) -> None:
         self.pointer: Any = ffi.new("struct pyvmm_events *", {"vcpus": vcpus})
+        self._lock = ffi.addressof(self.pointer, "lock")
         self._vcpus = vcpus
         self._word_pages = len(self.pointer.words)
         for index in range(vcpus):
@@ -23,11 +24,11 @@ class EventTable:
 
     @contextmanager
     def _locked(self) -> Iterator[Any]:
-        lib.pyvmm_lock(self.pointer)
+        lib.pthread_mutex_lock(self._lock)
         try:
             yield self.pointer
         finally:
-            lib.pyvmm_unlock(self.pointer)
+            lib.pthread_mutex_unlock(self._lock)
 
     def forget_abi(self) -> None:
         """The guest has neither ABI: nothing is shown to it, the FIFO queues are empty."""

@@ -8,7 +8,7 @@
  */
 #include <errno.h>
 #include <linux/kvm.h>
-#include <sched.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
 #include <string.h>
@@ -49,7 +49,8 @@ struct pyvmm_target {
  * wait for an event in Python, which only Python can wake.
  */
 struct pyvmm_events {
-	int lock, waiting;
+	pthread_mutex_t lock;
+	int waiting;
 	uintptr_t shared; /* 2-level ABI of a 64-bit guest: struct shared_info, else 0 */
 	uintptr_t words[PORTS / WORDS_A_PAGE]; /* FIFO ABI: the pages of event words */
 	struct pyvmm_port ports[PORTS];
@@ -194,17 +195,6 @@ static void pyvmm_unmark_entries(uintptr_t table, const uint32_t *numbers, int c
 enum { HEADS_OFFSET = 8, LINK_TRIES = 64, PENDING_OFFSET = 2048, MASK_OFFSET = 2048 + 512, SELECTOR_OFFSET = 8 };
 static const uint32_t PENDING = 1u << 31, MASKED = 1u << 30, LINKED = 1u << 29, BUSY = 1u << 28, LINK = (1u << 17) - 1;
 
-static void pyvmm_lock(struct pyvmm_events *events)
-{
-	while (__atomic_exchange_n(&events->lock, 1, __ATOMIC_ACQUIRE))
-		sched_yield();
-}
-
-static void pyvmm_unlock(struct pyvmm_events *events)
-{
-	__atomic_store_n(&events->lock, 0, __ATOMIC_RELEASE);
-}
-
 static uint32_t *word_of(const struct pyvmm_events *events, uint32_t port)
 {
 	uintptr_t page = events->words[port / WORDS_A_PAGE];
@@ -249,9 +239,9 @@ static int pyvmm_queue(struct pyvmm_events *events, uint32_t number, uint32_t vc
 {
 	int told;
 
-	pyvmm_lock(events);
+	pthread_mutex_lock(&events->lock);
 	told = queue_event(events, number, vcpu, priority, raise ? PENDING : 0);
-	pyvmm_unlock(events);
+	pthread_mutex_unlock(&events->lock);
 	return told;
 }
 
@@ -267,8 +257,8 @@ static int select_event(const struct pyvmm_events *events, uint32_t number, cons
 	return 1;
 }
 
-/* Interrupt a vCPU of the domain's own by a port; 0 where that is for Python to do. */
-static int raise_event(struct pyvmm_events *events, uint32_t number)
+/* Show a vCPU of the domain's own an event; `tell` becomes the eventfd that interrupts it.  0: for Python to do. */
+static int raise_event(struct pyvmm_events *events, uint32_t number, int *tell)
 {
 	const struct pyvmm_port *port = &events->ports[number];
 	const struct pyvmm_target *target = &events->vcpus[port->vcpu];
@@ -281,7 +271,7 @@ static int raise_event(struct pyvmm_events *events, uint32_t number)
 				queue_event(events, number, port->vcpu, port->priority, PENDING);
 	if (told) {
 		__atomic_fetch_or((uint8_t *)target->info, 1, __ATOMIC_SEQ_CST);
-		eventfd_write(target->upcall_fd, 1);
+		*tell = target->upcall_fd;
 	}
 	return 1;
 }
@@ -290,14 +280,17 @@ static int raise_event(struct pyvmm_events *events, uint32_t number)
 static int pyvmm_send(struct pyvmm_events *events, uint32_t number, int as)
 {
 	const struct pyvmm_port *port;
-	int done;
+	int done, tell = -1;
 
 	if (!events || number >= PORTS)
 		return 0;
 	port = &events->ports[number];
-	pyvmm_lock(events);
-	done = port->does == PORT_RINGS ? !eventfd_write(port->fd, 1) : port->does == as && raise_event(events, number);
-	pyvmm_unlock(events);
+	pthread_mutex_lock(&events->lock);
+	done = port->does == PORT_RINGS ? !eventfd_write(port->fd, 1) :
+					  port->does == as && raise_event(events, number, &tell);
+	pthread_mutex_unlock(&events->lock);
+	if (tell >= 0) /* unlocked: who writes is often put aside for whom that wakes */
+		eventfd_write(tell, 1);
 	return done;
 }
 

@@ -218,7 +218,8 @@ struct pyvmm_ram { uint64_t start, end; uintptr_t host; };
 #define PORT_TIMER ...
 struct pyvmm_port { int does, fd; uint32_t vcpu, priority, queue; };
 struct pyvmm_target { uintptr_t info, block; int upcall_fd; uint32_t tails[16]; };
-struct pyvmm_events { int lock, waiting; uintptr_t shared, words[4]; struct pyvmm_port ports[4096]; struct pyvmm_target vcpus[]; ...; };
+typedef union { ...; } pthread_mutex_t;
+struct pyvmm_events { pthread_mutex_t lock; int waiting; uintptr_t shared, words[4]; struct pyvmm_port ports[4096]; struct pyvmm_target vcpus[]; ...; };
 struct pyvmm_loop { int answers, vm_fd; uint16_t port; uint32_t vcpu_id; uint64_t python_after_ns, answered, raised; struct pyvmm_ram ram[2];
     int signal; timer_t timer; int has_timer, kicked, due; int64_t deadline_ns; uint32_t timer_port; struct pyvmm_events *events; ...; };
 struct kvm_cpuid_entry2 { uint32_t function, index, flags, eax, ebx, ecx, edx; ...; };
@@ -268,8 +269,8 @@ static int pyvmm_arm_own(struct pyvmm_loop *loop, int64_t delay_ns);
 static int pyvmm_raise_timer(struct pyvmm_loop *loop);
 static int pyvmm_queue(struct pyvmm_events *events, uint32_t number, uint32_t vcpu, uint32_t priority, int raise);
 static int pyvmm_send(struct pyvmm_events *events, uint32_t number, int as);
-static void pyvmm_lock(struct pyvmm_events *events);
-static void pyvmm_unlock(struct pyvmm_events *events);
+int pthread_mutex_lock(pthread_mutex_t *mutex);
+int pthread_mutex_unlock(pthread_mutex_t *mutex);
 int timerfd_settime(int fd, int flags, const struct itimerspec *new_value, struct itimerspec *old_value);
 static void pyvmm_mark_entries(uintptr_t table, const uint32_t *numbers, int count, uint32_t usual, uint32_t ignored,
     uint32_t bits, uint32_t *found);
