@@ -181,7 +181,9 @@ def decompress(data: Packed, limit_bytes: int = MAX_IMAGE_BYTES) -> Unpacked:
         compression.unpack(data, plain)
         if not plain:
             raise Corrupt("nothing is in it")
-    except (OSError, EOFError, ValueError, MemoryError, Corrupt) as error:
+    except BaseException as error:
         plain.close()
-        raise Corrupt(f"its {compression.name} stream is broken: {error}") from None
+        if isinstance(error, OSError | EOFError | ValueError | MemoryError | Corrupt):
+            raise Corrupt(f"its {compression.name} stream is broken: {error}") from None
+        raise
     return plain
