@@ -14,7 +14,7 @@ from errno import ENOSPC
 from pathlib import Path
 
 import vmm
-from vmm.faults import Fail
+from vmm.observe.faults import Fail
 
 STATES = "1234565"
 COMPLAINT = re.compile(r"BUG:|WARNING:|Oops|general protection|unable to handle|hung_task|KASAN")

@@ -2,7 +2,7 @@
 
 import argparse
 
-from vmm.arguments import EPILOG, Parser, make_parser
+from vmm.cli.arguments import EPILOG, Parser, make_parser
 
 HEAD = r""".TH PYVMM 1 "" "pyvmm" "User Commands"
 .SH NAME

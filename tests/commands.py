@@ -15,7 +15,7 @@ def started(*arguments: object, stdin: int = subprocess.DEVNULL) -> "subprocess.
 
 
 def _command(arguments: tuple[object, ...]) -> list[str]:
-    return [sys.executable, "-c", "import sys; from vmm.cli import main; sys.exit(main())", *map(str, arguments)]
+    return [sys.executable, "-c", "import sys; from vmm.cli.main import main; sys.exit(main())", *map(str, arguments)]
 
 
 def one_sentence(done: subprocess.CompletedProcess[str], status: int, reason: str) -> None:

@@ -9,8 +9,8 @@ import hypothesis
 import pytest
 
 from vmm.errors import PyvmmError
-from vmm.hypervisor import plan_hypercalls  # noqa: F401  (imported early: the first import is slow in an L1)
 from vmm.kvm import System, XenFlag
+from vmm.machine.hypervisor import plan_hypercalls  # noqa: F401  (imported early: the first import is slow in an L1)
 from vmm.xenabi.transport import Transport
 
 # No example database: the tree may be read-only.  Deadlines would time the machine, not the code.

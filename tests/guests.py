@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 from vmm.boot.image import load_image
 from vmm.boot.pvh import Module
-from vmm.config import DomainConfig
-from vmm.domain import Domain, Outcome
-from vmm.hypervisor import Hypervisor
+from vmm.config.domain import DomainConfig
 from vmm.kvm import System
-from vmm.xenabi.interfaces import Domid, Gfn, GrantRef
+from vmm.machine.domain import Domain, Outcome
+from vmm.machine.hypervisor import Hypervisor
+from vmm.xenabi.values import Domid, Gfn, GrantRef
 
 
 class Transcript:

@@ -7,7 +7,7 @@ from scripts.benchmarks import hypercall
 from scripts.benchmarks.guests import assemble, printed_us
 from scripts.benchmarks.table import Row
 from tests.guests import running
-from vmm.config import DomainConfig
+from vmm.config.domain import DomainConfig
 from vmm.kvm import System, XenFlag
 from vmm.xenabi.transport import Transport
 

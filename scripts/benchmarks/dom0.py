@@ -16,11 +16,11 @@ from tests.boot.vchan import Kernels, carry
 from tests.guests import SHARED_PAGES, Transcript, share_pages
 from vmm.boot.image import load_image
 from vmm.boot.initramfs import busybox_initramfs
-from vmm.config import DomainConfig
-from vmm.doctor import cpu_flags
-from vmm.features import COMBINATIONS
-from vmm.hypervisor import Hypervisor
+from vmm.config.domain import DomainConfig
+from vmm.config.features import COMBINATIONS
+from vmm.host.cpuinfo import cpu_flags
 from vmm.kvm import System
+from vmm.machine.hypervisor import Hypervisor
 from vmm.xenabi.transport import Transport
 
 TIMEOUT_S = 300

@@ -7,11 +7,11 @@ from scripts.benchmarks import hypercall
 from scripts.benchmarks.guests import assemble, printed_us, until_said
 from scripts.benchmarks.table import Row
 from tests.guests import running
-from vmm.config import DomainConfig
-from vmm.domain import Domain
+from vmm.config.domain import DomainConfig
 from vmm.kvm import System, XenFlag
-from vmm.xenabi.interfaces import Domid, Port
+from vmm.machine.domain import Domain
 from vmm.xenabi.transport import Transport
+from vmm.xenabi.values import Domid, Port
 
 ECHO_PORT = Port(4)
 TIMEOUT_S = 120

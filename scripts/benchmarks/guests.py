@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 from tests.guests import Transcript
-from vmm.domain import Domain
+from vmm.machine.domain import Domain
 
 MICRO = Path(__file__).resolve().parents[2] / "tests/micro"
 STARTS_S = 60

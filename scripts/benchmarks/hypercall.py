@@ -10,9 +10,9 @@ from pathlib import Path
 from scripts.benchmarks.guests import assemble, until_said
 from scripts.benchmarks.table import Row
 from tests.guests import Transcript, running
-from vmm.config import DomainConfig
-from vmm.domain import Domain
-from vmm.vcpu import Vcpu
+from vmm.config.domain import DomainConfig
+from vmm.machine.domain import Domain
+from vmm.machine.vcpu import Vcpu
 from vmm.xenabi.transport import Transport
 
 HERE = Path(__file__).resolve().parent

@@ -7,7 +7,7 @@ from pathlib import Path
 from scripts.benchmarks.guests import assemble, until_said
 from scripts.benchmarks.table import Row
 from tests.guests import running
-from vmm.config import DomainConfig
+from vmm.config.domain import DomainConfig
 from vmm.xenabi.transport import Transport
 
 SAMPLE_S = 3

@@ -23,7 +23,7 @@ from scripts.benchmarks import (
 from scripts.benchmarks.monitors import ROOT
 from scripts.benchmarks.report import as_html, as_json, conditions, from_json
 from scripts.benchmarks.table import Row, print_table
-from vmm.doctor import cpu_flags
+from vmm.host.cpuinfo import cpu_flags
 from vmm.kvm import System, XenFlag
 
 ANYWHERE = {

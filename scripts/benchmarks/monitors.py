@@ -29,7 +29,7 @@ def kernel(*options: str) -> Path:
 
 def pyvmm(initrd: Path, *options: str, image: Path | None = None, memory_mib: int = MEMORY_MIB) -> Monitor:
     """From its own sources."""
-    command = [sys.executable, "-c", "import sys; from vmm.cli import main; sys.exit(main())", "run", "--pvh"]
+    command = [sys.executable, "-c", "import sys; from vmm.cli.main import main; sys.exit(main())", "run", "--pvh"]
     command += ["-m", str(memory_mib), "--initrd", str(initrd), "--append", "console=hvc0 quiet", *options]
     return Monitor("pyvmm", [*command, str(image or kernel())], dict(os.environ))
 

@@ -11,15 +11,15 @@ from scripts.benchmarks.guests import assemble, until_said
 from scripts.benchmarks.table import Row
 from tests.guests import Transcript, running
 from vmm.boot.image import load_image
-from vmm.config import DomainConfig
+from vmm.config.domain import DomainConfig
 from vmm.devices.block.backend import open_disk
 from vmm.devices.block.spec import device_name, parse_disk
-from vmm.domain import Domain
-from vmm.hypervisor import Hypervisor
 from vmm.kvm import System
-from vmm.memory import GuestMemory
-from vmm.xenabi.interfaces import Domid, Gfn, GrantRef
+from vmm.machine.domain import Domain
+from vmm.machine.hypervisor import Hypervisor
+from vmm.machine.memory.guest import GuestMemory
 from vmm.xenabi.transport import Transport
+from vmm.xenabi.values import Domid, Gfn, GrantRef
 
 VCPUS, PORTS, GRANTS, DISKS, GUESTS = (1, 4, 16, 64), (8, 256, 4000), (1, 512, 8192), (0, 16), (1, 4, 16)
 ROUNDS = 2000

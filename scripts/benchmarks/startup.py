@@ -22,7 +22,7 @@ def first(self):
     vcpu.Vcpu.enter = enter
     return enter(self)
 vcpu.Vcpu.enter = first
-from vmm.cli import main
+from vmm.cli.main import main
 status = main()
 times = os.times()
 sys.stderr.write(f"cpu {times.user + times.system}\\n")

@@ -7,11 +7,11 @@ from scripts.benchmarks.guests import assemble
 from scripts.benchmarks.hypercall import standing, us_each
 from scripts.benchmarks.table import Row
 from tests.guests import running
-from vmm.config import DomainConfig
-from vmm.trace.filters import EVERYTHING, parse_filter
-from vmm.trace.stats import Stats
-from vmm.trace.tracer import Consumer, Tracer
-from vmm.trace.writers import JsonWriter, Output, PerfettoWriter, TextWriter
+from vmm.config.domain import DomainConfig
+from vmm.observe.trace.filters import EVERYTHING, parse_filter
+from vmm.observe.trace.stats import Stats
+from vmm.observe.trace.tracer import Consumer, Tracer
+from vmm.observe.trace.writers import JsonWriter, Output, PerfettoWriter, TextWriter
 from vmm.xenabi.transport import Transport
 
 

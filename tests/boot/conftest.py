@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vmm.boot.initramfs import busybox_initramfs
-from vmm.doctor import cpu_flags
+from vmm.host.cpuinfo import cpu_flags
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 
 from tests.boot.reference import DIFFERENCES
-from vmm.devices.xenstore.client import Client
+from vmm.xenstore.client import Client
 
 HERE = Path(__file__).parent
 _UUID = re.compile(r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}")

@@ -15,8 +15,8 @@ from tests.guests import run
 from vmm.boot.initramfs import busybox_initramfs
 from vmm.boot.modules import ModuleFolder
 from vmm.boot.pvh import Module
-from vmm.config import DomainConfig
-from vmm.features import COMBINATIONS
+from vmm.config.domain import DomainConfig
+from vmm.config.features import COMBINATIONS
 from vmm.kvm import System, XenFlag
 from vmm.xenabi.constants import ShutdownReason
 

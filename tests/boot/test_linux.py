@@ -13,11 +13,11 @@ from tests.commands import pyvmm, started
 from tests.guests import Ended, run, running
 from vmm.boot.image import open_file
 from vmm.boot.pvh import Module
-from vmm.config import DomainConfig
-from vmm.devices.xenstore.client import Client
+from vmm.config.domain import DomainConfig
 from vmm.kvm import System, XenFlag
 from vmm.xenabi.constants import ShutdownReason
 from vmm.xenabi.transport import Transport
+from vmm.xenstore.client import Client
 
 COMMANDS = b"""cd /sys/hypervisor; clock=/sys/devices/system/clocksource/clocksource0/current_clocksource
 echo $(uname -r | cut -d. -f1,2) $(cat type guest_type $clock) $(nproc) cpus

@@ -14,7 +14,7 @@ import pytest
 import vmm
 from tests.commands import pyvmm
 from vmm.errors import GuestError
-from vmm.faults import Fail
+from vmm.observe.faults import Fail
 from vmm.testing.guest import Guest
 from vmm.xenabi.constants import ShutdownReason
 

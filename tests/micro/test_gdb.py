@@ -11,7 +11,7 @@ import pytest
 
 from tests.commands import one_sentence, pyvmm, started
 from tests.micro.test_micro import Build
-from vmm.gdb.packets import frame
+from vmm.observe.gdb.packets import frame
 
 TIMEOUT_S = 60
 

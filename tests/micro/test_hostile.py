@@ -11,11 +11,11 @@ import pytest
 
 from tests.guests import Transcript
 from vmm.boot.image import load_image
-from vmm.config import DomainConfig
+from vmm.config.domain import DomainConfig
 from vmm.devices.block.spec import parse_disk
 from vmm.devices.net.spec import parse_net
-from vmm.hypervisor import Hypervisor
 from vmm.kvm import System
+from vmm.machine.hypervisor import Hypervisor
 from vmm.xenabi.constants import ShutdownReason
 from vmm.xenabi.transport import Transport
 

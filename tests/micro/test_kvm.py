@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from vmm.kvm import PAGE_BYTES, Exit, HostMemory, KvmError, MpState, PageFile, SlotFlag, System, Vcpu, Vm, allow_kicks
+from vmm.kvm import PAGE_BYTES, Exit, HostMemory, KvmError, MpState, PageFile, SlotFlag, System, VcpuFd, VmFd, allow_kicks
 from vmm.kvm._native import lib
 from vmm.kvm.hostmem import exchange_32, fetch_and_64, fetch_or_64
-from vmm.paging import PageFault, translate
+from vmm.machine.memory.paging import PageFault, translate
 
 CODE = 0x1000
 DATA = 0x8000
@@ -25,14 +25,14 @@ class Machine:
     def __init__(self, system: System) -> None:
         allow_kicks()
         self.cpuid = system.supported_cpuid()
-        self.vm: Vm = system.create_vm()
+        self.vm: VmFd = system.create_vm()
         self.vm.set_tss_area(0xFEFF0000)
         self.vm.split_irqchip(0)
         self.ram = HostMemory(RAM_BYTES)
         self.vm.set_memory(0, 0, RAM_BYTES, self.ram.address, SlotFlag.LOG_DIRTY)
-        self.vcpus: list[Vcpu] = []
+        self.vcpus: list[VcpuFd] = []
 
-    def vcpu(self, code: bytes) -> Vcpu:
+    def vcpu(self, code: bytes) -> VcpuFd:
         vcpu = self.vm.create_vcpu(len(self.vcpus))
         self.vcpus.append(vcpu)
         vcpu.set_cpuid(self.cpuid)
@@ -204,7 +204,7 @@ def test_many_looping_vcpus_stop_cleanly(machine: Machine) -> None:
     vcpus = [machine.vcpu(b"\xeb\xfe") for _ in range(8)]
     stopping = threading.Event()
 
-    def run(vcpu: Vcpu) -> None:
+    def run(vcpu: VcpuFd) -> None:
         vcpu.claim()
         while not stopping.is_set():
             assert vcpu.enter() == Exit.INTERRUPTED

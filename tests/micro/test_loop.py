@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vmm.kvm import EventTable, HostMemory, System, Vm, allow_kicks
+from vmm.kvm import EventTable, HostMemory, System, VmFd, allow_kicks
 from vmm.kvm._native import ffi, lib
 from vmm.kvm.vcpu import KICK_SIGNAL
-from vmm.paging import CR0_PG, CR4_LA57, EFER_LMA, PageFault, translate
+from vmm.machine.memory.paging import CR0_PG, CR4_LA57, EFER_LMA, PageFault, translate
 
 RAM_BYTES = 1 << 16
 RAM_START = 0x10000  # so that addresses below RAM exist
@@ -32,7 +32,7 @@ class Loop:
 
     def __init__(self) -> None:
         self.system = System()
-        self.vm: Vm = self.system.create_vm()
+        self.vm: VmFd = self.system.create_vm()
         self.host = HostMemory(RAM_BYTES)
         allow_kicks()
         self.state: Any = ffi.new("struct pyvmm_loop *")

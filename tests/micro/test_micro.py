@@ -12,11 +12,11 @@ import pytest
 from tests.guests import Ended, run, running
 from vmm.boot.image import load_image
 from vmm.boot.pvh import Module
-from vmm.config import DomainConfig
-from vmm.doctor import cpu_flags
-from vmm.features import COMBINATIONS
-from vmm.hypervisor import Hypervisor
+from vmm.config.domain import DomainConfig
+from vmm.config.features import COMBINATIONS
+from vmm.host.cpuinfo import cpu_flags
 from vmm.kvm import System
+from vmm.machine.hypervisor import Hypervisor
 from vmm.xenabi.constants import ShutdownReason
 from vmm.xenabi.cpuid import xen_leaves
 from vmm.xenabi.transport import Transport

@@ -11,16 +11,17 @@ import pytest
 
 from tests.guests import Transcript, share_pages
 from vmm.boot.image import load_image
-from vmm.config import DomainConfig
-from vmm.domain import Domain
+from vmm.config.domain import DomainConfig
+from vmm.config.features import COMBINATIONS
 from vmm.errors import PyvmmError, UsageError
-from vmm.features import COMBINATIONS
-from vmm.hypervisor import Hypervisor
 from vmm.kvm import System
+from vmm.machine.domain import Domain
+from vmm.machine.hypervisor import Hypervisor
 from vmm.xenabi.constants import Hypercall
-from vmm.xenabi.interfaces import Call, Domid, Gfn, GrantRef, XenError
+from vmm.xenabi.state import Call
 from vmm.xenabi.structs import GnttabCopy, GnttabMapGrantRef, GnttabUnmapGrantRef
 from vmm.xenabi.transport import Transport
+from vmm.xenabi.values import Domid, Gfn, GrantRef, XenError
 
 Build = Callable[[str], Path]
 PAGE_BYTES = 4096

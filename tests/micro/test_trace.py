@@ -11,13 +11,13 @@ from tests.commands import one_sentence, pyvmm
 from tests.guests import Transcript
 from tests.micro.test_micro import Build
 from vmm.boot.image import load_image
-from vmm.config import DomainConfig
-from vmm.domain import Domain
-from vmm.faults import Corrupt, DropEvent, Fail, Fault, Injected, Injector
-from vmm.hypervisor import Hypervisor
+from vmm.config.domain import DomainConfig
 from vmm.kvm import System
-from vmm.trace.records import Hypercall, Record
-from vmm.trace.tracer import Tracer
+from vmm.machine.domain import Domain
+from vmm.machine.hypervisor import Hypervisor
+from vmm.observe.faults import Corrupt, DropEvent, Fail, Fault, Injected, Injector
+from vmm.observe.trace.records import Hypercall, Record
+from vmm.observe.trace.tracer import Tracer
 from vmm.xenabi.transport import Transport
 
 TIMEOUT_S = 60

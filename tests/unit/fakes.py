@@ -8,28 +8,28 @@ from collections.abc import Callable, Sequence
 from vmm.kvm import EventTable
 from vmm.kvm._native import lib
 from vmm.kvm.hostmem import mark_entries, unmark_entries
-from vmm.xenabi.console_ring import ConsoleRing
 from vmm.xenabi.constants import PAGE_BYTES, ShutdownReason
 from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.evtchn import EventChannels
 from vmm.xenabi.grant_maps import GrantMaps
 from vmm.xenabi.grants import TABLE_PAGES, GrantTable
 from vmm.xenabi.hypercalls import dispatch
-from vmm.xenabi.interfaces import (
-    Call,
+from vmm.xenabi.hypervisor_log import HypervisorLog
+from vmm.xenabi.interfaces import VcpuState
+from vmm.xenabi.state import Call
+from vmm.xenabi.structs import RunstateInfo
+from vmm.xenabi.values import (
     CpuPlace,
     Domid,
     Gfn,
     Gpa,
     HostFacts,
-    Identity,
     MemmapEntry,
     RunstateTimes,
     VcpuId,
     XenError,
+    XenIdentity,
 )
-from vmm.xenabi.interfaces import Vcpu as XenVcpu
-from vmm.xenabi.structs import RunstateInfo
 from vmm.xenabi.vcpu_context import VcpuContext
 
 
@@ -129,10 +129,10 @@ class Vcpu:
     def physical(self, address: int, size_bytes: int) -> Gpa | None:
         return Gpa(self._offset(address, size_bytes))
 
-    def keep_time(self, address: int, caller: "XenVcpu") -> None:
+    def keep_time(self, address: int, caller: "VcpuState") -> None:
         caller.physical(address, 32)
 
-    def keep_runstate(self, address: int, abi: Abi, caller: "XenVcpu") -> None:
+    def keep_runstate(self, address: int, abi: Abi, caller: "VcpuState") -> None:
         self.write_virtual(address, RunstateInfo(**self.runstate()._asdict()).pack(abi))
 
     def waits(self) -> None:
@@ -231,7 +231,7 @@ class Hypervisor:
 
     def __init__(self) -> None:
         self.known: dict[int, Domain] = {}
-        self.log = ConsoleRing()
+        self.log = HypervisorLog()
 
     def find(self, domid: int) -> "Domain | None":
         return self.known.get(domid)
@@ -257,7 +257,7 @@ class Domain:
         self.ended_by: ShutdownReason | None = None
         self.handle = bytes(range(16))
         self.privileged = privileged
-        self.identity = Identity(4, 17, ".7", "cc", "me", "here", "today", "xen-3.0-x86_64 ", "")
+        self.identity = XenIdentity(4, 17, ".7", "cc", "me", "here", "today", "xen-3.0-x86_64 ", "")
         self.hvm_params: dict[int, int] = {}
         self.shutdown_reason: ShutdownReason | None = None
         self.unknown_hypercalls: Counter[str] = Counter()

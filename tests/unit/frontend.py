@@ -10,7 +10,7 @@ from vmm.xenabi.constants import PAGE_BYTES
 from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.evtchn import EventChannels
 from vmm.xenabi.grants import TABLE_PAGES, GrantTable
-from vmm.xenabi.interfaces import Domid, Gfn, Gpa, XenError
+from vmm.xenabi.values import Domid, Gfn, Gpa, XenError
 
 READONLY = 4
 DEADLINE_S = 10

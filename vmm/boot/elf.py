@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from vmm.boot.errors import ImageError
 from vmm.boot.unpacked import Unpacked
-from vmm.lazily import lazily
+from vmm.host.lazily import lazily
 
 with lazily("pdb", "inspect", "traceback", "dataclasses"):  # for its own debugging, and half of its import
     from elftools.common.exceptions import ELFError

@@ -11,8 +11,8 @@ from vmm.boot.errors import ImageError
 from vmm.boot.unpacked import Unpacked
 from vmm.kvm import HostMemory
 from vmm.xenabi.constants import E820, PAGE_BYTES
-from vmm.xenabi.interfaces import MemmapEntry
 from vmm.xenabi.structs import HvmMemmapEntry, HvmModlistEntry, HvmStartInfo
+from vmm.xenabi.values import MemmapEntry
 
 START_INFO_MAGIC = 0x336EC578
 INITIAL_DOMAIN_FLAGS = 3  # xen.h: SIF_PRIVILEGED, SIF_INITDOMAIN

@@ -5,12 +5,12 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-from vmm.config import parse_size
+from vmm.config.domain import parse_size
 from vmm.control.server import Answer
-from vmm.devices.xenbus import Device, Xenbus
-from vmm.domain import Domain
+from vmm.devices.bus.xenbus import Xenbus, XenbusDevice
 from vmm.errors import PyvmmError, UsageError
-from vmm.hypervisor import Hypervisor
+from vmm.machine.domain import Domain
+from vmm.machine.hypervisor import Hypervisor
 
 MIN_TARGET_BYTES = 16 << 20
 
@@ -114,10 +114,10 @@ class Actions:
             raise UsageError("a dom0's disks and network cards are there from its start to its end")
         return bus
 
-    def _find(self, kind: str, handle: int) -> Device | None:
+    def _find(self, kind: str, handle: int) -> XenbusDevice | None:
         return self._bus.find(kind, handle)
 
-    def _detach(self, device: Device | None, what: str, *, force: bool) -> None:
+    def _detach(self, device: XenbusDevice | None, what: str, *, force: bool) -> None:
         if device is None:
             raise UsageError(f"the guest has no {what}")
         if not self._bus.detach(device, force=force):

@@ -53,7 +53,7 @@ class Control:
 
     def console(self) -> int:
         """The guest's console on this terminal, until Ctrl-] or its end: the exit status."""
-        from vmm.devices.terminal import Terminal
+        from vmm.host.terminal import Terminal
 
         self.ask("console")
         left = threading.Event()

@@ -9,11 +9,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
-from vmm import log
 from vmm.control.places import folder, socket_of
-from vmm.devices.chardev import Tee
 from vmm.errors import PyvmmError
-from vmm.unixsocket import accept, answers, listener, shut_down
+from vmm.host import log
+from vmm.host.chardev import Tee
+from vmm.host.unixsocket import accept, answers, listener, shut_down
 
 if TYPE_CHECKING:
     import socket

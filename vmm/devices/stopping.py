@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol
 
 
-class Queue(Protocol):
+class Stoppable(Protocol):
     """Whatever has a thread that can be asked to end."""
 
     def stop(self, done: Callable[[], None]) -> None:
@@ -13,7 +13,7 @@ class Queue(Protocol):
         ...
 
 
-def stop_all(queues: Sequence[Queue], done: Callable[[], None]) -> None:
+def stop_all(queues: Sequence[Stoppable], done: Callable[[], None]) -> None:
     """Ask all of them to end; the last one's thread calls `done`, or this one where there is none."""
     left, lock = len(queues), threading.Lock()
 

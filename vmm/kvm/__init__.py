@@ -5,8 +5,8 @@ from vmm.kvm.errors import KvmError
 from vmm.kvm.events import EventTable
 from vmm.kvm.hostmem import PAGE_BYTES, HostMemory, PageFile
 from vmm.kvm.system import CpuidEntry, System
-from vmm.kvm.vcpu import Exit, GuestDebug, MpState, Vcpu, allow_kicks
-from vmm.kvm.vm import MsiRoute, SlotFlag, Vm
+from vmm.kvm.vcpu import Exit, GuestDebug, MpState, VcpuFd, allow_kicks
+from vmm.kvm.vm import MsiRoute, SlotFlag, VmFd
 
 __all__ = [
     "CAPABILITIES",
@@ -23,8 +23,8 @@ __all__ = [
     "PageFile",
     "SlotFlag",
     "System",
-    "Vcpu",
-    "Vm",
+    "VcpuFd",
+    "VmFd",
     "XenFlag",
     "allow_kicks",
 ]  # fmt: skip

@@ -7,7 +7,7 @@ from vmm.errors import HostError
 from vmm.kvm._native import ffi, lib
 from vmm.kvm.capabilities import CAPABILITIES, XenFlag
 from vmm.kvm.errors import KvmError, ioctl
-from vmm.kvm.vm import Vm
+from vmm.kvm.vm import VmFd
 
 
 class CpuidEntry(NamedTuple):
@@ -67,9 +67,9 @@ class System:
         """KVM_GET_VCPU_MMAP_SIZE: bytes of a vCPU's shared run area."""
         return ioctl(self.fd, "KVM_GET_VCPU_MMAP_SIZE", lib.KVM_GET_VCPU_MMAP_SIZE)
 
-    def create_vm(self) -> Vm:
+    def create_vm(self) -> VmFd:
         """KVM_CREATE_VM: a machine without memory or vCPUs."""
-        return Vm(ioctl(self.fd, "KVM_CREATE_VM", lib.KVM_CREATE_VM, 0), self.vcpu_mmap_size())
+        return VmFd(ioctl(self.fd, "KVM_CREATE_VM", lib.KVM_CREATE_VM, 0), self.vcpu_mmap_size())
 
     def close(self) -> None:
         """Machines made from here live on until they are closed."""

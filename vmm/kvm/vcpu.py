@@ -77,7 +77,7 @@ def allow_kicks() -> None:
         raise KvmError("signal", -result)
 
 
-class Vcpu:
+class VcpuFd:
     """One vCPU.  `run` is struct kvm_run; `regs` and `sregs` are its registers, valid after each exit.
 
     Reading both costs nothing measurable beside the exit; an ioctl costs as much as one.

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from vmm.kvm._native import ffi, lib
 from vmm.kvm.errors import KvmError, ioctl
-from vmm.kvm.vcpu import Vcpu
+from vmm.kvm.vcpu import VcpuFd
 
 _EVTCHNSTAT_INTERDOMAIN, _EVTCHNSTAT_IPI = 2, 5  # event_channel.h
 MSI_ADDRESS = 0xFEE0_0000
@@ -35,7 +35,7 @@ class MsiRoute(NamedTuple):
         return cls(MSI_ADDRESS | (apic_id & 0xFF) << 12 | (apic_id & ~0xFF) << 32, vector)
 
 
-class Vm:
+class VmFd:
     """One machine.  Its methods may be called from any thread; KVM serialises them."""
 
     def __init__(self, fd: int, vcpu_mmap_size: int) -> None:
@@ -51,9 +51,9 @@ class Vm:
         """Whether single steps can hold interrupts back (Linux 5.15)."""
         return bool(self.capability(lib.KVM_CAP_SET_GUEST_DEBUG2) & lib.KVM_GUESTDBG_BLOCKIRQ)
 
-    def create_vcpu(self, vcpu_id: int) -> Vcpu:
+    def create_vcpu(self, vcpu_id: int) -> VcpuFd:
         """KVM_CREATE_VCPU: `vcpu_id` is the LAPIC id that the guest sees."""
-        return Vcpu(ioctl(self.fd, "KVM_CREATE_VCPU", lib.KVM_CREATE_VCPU, vcpu_id), vcpu_id, self._vcpu_mmap_size)
+        return VcpuFd(ioctl(self.fd, "KVM_CREATE_VCPU", lib.KVM_CREATE_VCPU, vcpu_id), vcpu_id, self._vcpu_mmap_size)
 
     def set_memory(self, slot: int, gpa: int, size_bytes: int, address: int, flags: SlotFlag = SlotFlag.NONE) -> None:
         """KVM_SET_USER_MEMORY_REGION: show host memory at `gpa`; a size of 0 takes the slot away."""

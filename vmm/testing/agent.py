@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from vmm.devices.channel import ChannelBackend
+from vmm.devices.console.channel import ChannelBackend
 from vmm.errors import GuestError
 
 CHECK_S = 0.2

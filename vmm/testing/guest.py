@@ -11,19 +11,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
 
-from vmm.config import DomainConfig, default_image, parse_size
-from vmm.domain import Domain, Outcome
+from vmm.config.domain import DomainConfig, default_image, parse_size
 from vmm.errors import GuestError
-from vmm.faults import Fault, Injected, Injector
-from vmm.hypervisor import Hypervisor
 from vmm.kvm import System
-from vmm.prepare import Start, parse_disks, parse_nets, parse_shares, prepare
+from vmm.machine.domain import Domain, Outcome
+from vmm.machine.hypervisor import Hypervisor
+from vmm.observe.faults import Fault, Injected, Injector
+from vmm.observe.trace.symbols import load_symbols
+from vmm.observe.trace.tracer import Tracer
+from vmm.observe.trace.writers import line
 from vmm.testing.agent import Agent
 from vmm.testing.console import GuestConsole
-from vmm.testing.views import GuestMemory, GuestVcpu, GuestXenstore, Hypercalls, Records
-from vmm.trace.symbols import load_symbols
-from vmm.trace.tracer import Tracer
-from vmm.trace.writers import line
+from vmm.testing.views import GuestRam, GuestVcpu, GuestXenstore, Hypercalls, Records
+from vmm.toolstack.prepare import Start, parse_disks, parse_nets, parse_shares, prepare
 from vmm.xenabi.transport import Transport
 
 
@@ -99,7 +99,7 @@ class Guest:
         self._symbols = load_symbols(Path(symbols)) if symbols is not None else None
         self.console = GuestConsole(lambda data: self.domain.type(data), self._how_it_ended)
         self._agent = Agent(self._how_it_ended)
-        self.memory = GuestMemory(lambda: self.domain, self._symbols)
+        self.memory = GuestRam(lambda: self.domain, self._symbols)
 
     # ------------------------------------------------------------------------------ start and end
 

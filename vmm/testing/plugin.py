@@ -75,8 +75,8 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
 
 def missing(need: str) -> str | None:
     """Why this host has not got what a marker names; None where it has."""
-    from vmm.doctor import cpu_flags
     from vmm.errors import PyvmmError
+    from vmm.host.cpuinfo import cpu_flags
     from vmm.kvm import System, XenFlag
 
     try:

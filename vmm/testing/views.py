@@ -6,19 +6,19 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from vmm.devices.xenstore.server import Connection, Store
-from vmm.devices.xenstore.tree import StoreError
-from vmm.devices.xenstore.wire import Kind, Message, Reader
-from vmm.domain import Domain
 from vmm.errors import GuestError
-from vmm.hypervisor import Hypervisor
-from vmm.memory import MemoryFault
-from vmm.trace.filters import parse_filter
-from vmm.trace.records import Hypercall, Record
-from vmm.trace.symbols import Symbols
-from vmm.vcpu import Vcpu
-from vmm.xenabi.interfaces import Domid, XenError
+from vmm.machine.domain import Domain
+from vmm.machine.hypervisor import Hypervisor
+from vmm.machine.memory.guest import MemoryFault
+from vmm.machine.vcpu import Vcpu
+from vmm.observe.trace.filters import parse_filter
+from vmm.observe.trace.records import Hypercall, Record
+from vmm.observe.trace.symbols import Symbols
+from vmm.xenabi.values import Domid, XenError
 from vmm.xenabi.vcpu_context import GENERAL
+from vmm.xenstore.server import Connection, Store
+from vmm.xenstore.tree import StoreError
+from vmm.xenstore.wire import Kind, Message, Reader
 
 MAX_RECORDS = 1_000_000
 REGISTERS = ("rip", "rflags", *(f"r{name}" for name in GENERAL), *(f"r{n}" for n in range(8, 16)))
@@ -84,7 +84,7 @@ class Hypercalls:
         return found
 
 
-class GuestMemory:
+class GuestRam:
     """The guest's memory, by guest-physical address, or by virtual address as a vCPU sees it just now."""
 
     def __init__(self, domain: Callable[[], Domain], symbols: Symbols | None) -> None:

@@ -63,7 +63,7 @@ class Hypercall(IntEnum):
     mca = 48
 
 
-class Feature(IntEnum):
+class XenFeature(IntEnum):
     """features.h: bit numbers of XENVER_get_features, submap 0."""
 
     writable_page_tables = 0

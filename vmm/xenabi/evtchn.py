@@ -13,7 +13,8 @@ from typing import Protocol
 from vmm.xenabi.constants import NR_VIRQS, PER_VCPU_VIRQS, EvtchnStatusKind, Virq
 from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.evtchn_abi import DEFAULT_PRIORITY, LOWEST_PRIORITY, FifoAbi, TwoLevelAbi
-from vmm.xenabi.interfaces import Domid, EventTable, KernelPorts, Notify, Port, SharedBytes, Vcpu, VcpuId, XenError
+from vmm.xenabi.interfaces import EventTable, KernelPorts, SharedBytes, VcpuState
+from vmm.xenabi.values import Domid, Notify, Port, VcpuId, XenError
 
 MAX_PORTS = 4096
 """Ports that a domain may have, whatever its ABI could name (xl's max_event_channels, there 1023 by default)."""
@@ -81,7 +82,7 @@ class EventChannels:
     """The ports of one domain.  Its lock guards the table; the pending and mask bits are the guest's as well."""
 
     def __init__(
-        self, vcpus: Sequence[Vcpu], table: EventTable, limit: int = MAX_PORTS, kernel: KernelPorts | None = None
+        self, vcpus: Sequence[VcpuState], table: EventTable, limit: int = MAX_PORTS, kernel: KernelPorts | None = None
     ) -> None:
         self._vcpus = vcpus
         self._table = table
@@ -399,7 +400,7 @@ class EventChannels:
                 if self._waiting:
                     self._raised.notify_all()
 
-    def poll(self, vcpu: Vcpu, ports: Sequence[int], timeout_s: float | None) -> None:
+    def poll(self, vcpu: VcpuState, ports: Sequence[int], timeout_s: float | None) -> None:
         """SCHEDOP_poll: return once one of the ports is pending, masked or not, or the guest has an upcall to take.
 
         XenError(EINVAL) for a port beyond the ABI's range.
@@ -416,14 +417,14 @@ class EventChannels:
         channel = self._channels.get(Port(port))
         return channel is not None and (channel.pending_early or bool(self._abi and self._abi.is_pending(channel.port)))
 
-    def block(self, vcpu: Vcpu) -> None:
+    def block(self, vcpu: VcpuState) -> None:
         """SCHEDOP_block: return once the vCPU has an upcall pending."""
         self._wait(vcpu, lambda: self._has_upcall(vcpu), None)
 
-    def _has_upcall(self, vcpu: Vcpu) -> bool:
+    def _has_upcall(self, vcpu: VcpuState) -> bool:
         return vcpu.info is None or vcpu.info.read(0, 1) != b"\0"
 
-    def _wait(self, vcpu: Vcpu, done: Callable[[], bool], timeout_s: float | None) -> None:
+    def _wait(self, vcpu: VcpuState, done: Callable[[], bool], timeout_s: float | None) -> None:
         vcpu.waits()
         with self._raised, self._table.waiting():
             self._waiting += 1
@@ -452,7 +453,7 @@ def _unbind(channel: Channel) -> None:
     channel.remote_port = Port(0)
 
 
-def mark_pending(vcpu: Vcpu) -> None:
+def mark_pending(vcpu: VcpuState) -> None:
     """Set evtchn_upcall_pending and interrupt the vCPU.
 
     Xen interrupts only if the flag was clear, since its LAPIC remembers a vector that comes before the guest has enabled
@@ -463,7 +464,7 @@ def mark_pending(vcpu: Vcpu) -> None:
         vcpu.upcall()
 
 
-def mark_all_pending(vcpu: Vcpu, abi: Abi) -> None:
+def mark_all_pending(vcpu: VcpuState, abi: Abi) -> None:
     """After vcpu_info has moved: let the guest look at every word, since events may have been set in the old place."""
     if vcpu.info is not None:
         vcpu.info.write(int(abi), b"\xff" * int(abi))

@@ -10,7 +10,8 @@ from typing import Protocol
 
 from vmm.xenabi.constants import PAGE_BYTES
 from vmm.xenabi.cstruct import Abi
-from vmm.xenabi.interfaces import EventTable, Port, SharedBytes, Vcpu, VcpuId
+from vmm.xenabi.interfaces import EventTable, SharedBytes, VcpuState
+from vmm.xenabi.values import Port, VcpuId
 
 DEFAULT_PRIORITY = 7
 PRIORITIES = 16
@@ -48,13 +49,13 @@ class TwoLevelAbi:
         self._layout = TwoLevelLayout(abi)
         self.ports = self._layout.ports
 
-    def raise_event(self, channel: EventPort, vcpu: Vcpu) -> bool:
+    def raise_event(self, channel: EventPort, vcpu: VcpuState) -> bool:
         """Mark a port pending; whether its vCPU is to be told."""
         if self._set(self._layout.pending_offset, channel.port) or self._bit(self._layout.mask_offset, channel.port):
             return False
         return self._select(channel, vcpu)
 
-    def unmask(self, channel: EventPort, vcpu: Vcpu) -> bool:
+    def unmask(self, channel: EventPort, vcpu: VcpuState) -> bool:
         """Clear a port's mask; whether its vCPU is to be told of what came meanwhile."""
         if not self._clear(self._layout.mask_offset, channel.port):
             return False
@@ -72,7 +73,7 @@ class TwoLevelAbi:
         """Whether a free port may not be used again yet."""
         return False
 
-    def _select(self, channel: EventPort, vcpu: Vcpu) -> bool:
+    def _select(self, channel: EventPort, vcpu: VcpuState) -> bool:
         if vcpu.info is None:
             return False
         shift = 8 * (self._layout.selector_offset % 8)
@@ -131,14 +132,14 @@ class FifoAbi:
         self._pages.append(memory)
         return True
 
-    def raise_event(self, channel: EventPort, vcpu: Vcpu) -> bool:
+    def raise_event(self, channel: EventPort, vcpu: VcpuState) -> bool:
         """Mark a port pending and queue it; whether its vCPU is to be told."""
         if not self._has_word(channel.port):
             channel.pending_early = True
             return False
         return self._table.raise_(channel.port, vcpu.id, channel.priority)
 
-    def unmask(self, channel: EventPort, vcpu: Vcpu) -> bool:
+    def unmask(self, channel: EventPort, vcpu: VcpuState) -> bool:
         """Clear a port's mask and queue it if it is pending; whether its vCPU is to be told."""
         if not self._has_word(channel.port):
             return False

@@ -4,7 +4,8 @@ import threading
 from typing import NamedTuple
 
 from vmm.xenabi.grants import GrantTable
-from vmm.xenabi.interfaces import Gfn, GrantRef, GuestMemory
+from vmm.xenabi.interfaces import AddressSpace
+from vmm.xenabi.values import Gfn, GrantRef
 
 MAX_HANDLES = 65536
 
@@ -48,7 +49,7 @@ class GrantMaps:
             self._free.append(handle)
             return found
 
-    def end_all(self, memory: GuestMemory) -> None:
+    def end_all(self, memory: AddressSpace) -> None:
         """The domain ends: so do its uses of other domains' grants."""
         for handle in list(self._mappings):
             found = self.take(handle, None)

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from typing import cast
 
 from vmm.xenabi.constants import GRANT_STATUS_FRAMES, PAGE_BYTES
-from vmm.xenabi.interfaces import Domid, Gfn, GrantRef, SharedBytes, XenError
+from vmm.xenabi.interfaces import SharedBytes
+from vmm.xenabi.values import Domid, Gfn, GrantRef, XenError
 
 MAX_FRAMES = 64
 RESERVED_ENTRIES = 8

@@ -1,28 +1,12 @@
-"""What the Xen ABI asks of the world around it; `vmm.domain` provides it, tests replace it with plain objects."""
+"""What the Xen ABI asks of the world around it; `vmm.machine.domain` provides it, tests replace it with plain objects."""
 
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, NamedTuple, NewType, Protocol
+from typing import Any, Protocol
 
-from vmm.xenabi.cstruct import Abi, Struct
-
-if TYPE_CHECKING:
-    from vmm.xenabi.vcpu_context import VcpuContext
-
-Domid = NewType("Domid", int)
-VcpuId = NewType("VcpuId", int)
-Port = NewType("Port", int)
-Gpa = NewType("Gpa", int)
-Gfn = NewType("Gfn", int)
-GrantRef = NewType("GrantRef", int)
-
-
-class XenError(Exception):
-    """A hypercall's refusal: the guest gets `-code`."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(code)
-        self.code = code
+from vmm.xenabi.cstruct import Abi
+from vmm.xenabi.values import Gfn, Gpa, MemmapEntry, Port, RunstateTimes, VcpuId
+from vmm.xenabi.vcpu_context import VcpuContext
 
 
 class SharedBytes(Protocol):
@@ -51,26 +35,7 @@ class SharedBytes(Protocol):
         ...
 
 
-class MemmapEntry(NamedTuple):
-    """A stretch of the guest-physical address space; `kind` is an E820 type."""
-
-    start: Gpa
-    size_bytes: int
-    kind: int
-
-
-class RunstateTimes(NamedTuple):
-    """A vCPU's RUNSTATE_*, since when, and the nanoseconds spent in each."""
-
-    state: int
-    state_entry_time: int
-    time_running: int
-    time_runnable: int
-    time_blocked: int
-    time_offline: int
-
-
-class Vcpu(Protocol):
+class VcpuState(Protocol):
     """One vCPU, as hypercalls see it."""
 
     @property
@@ -82,7 +47,7 @@ class Vcpu(Protocol):
         """Its vcpu_info; None until the guest has mapped shared info or registered one."""
         ...
 
-    def initialise(self, context: "VcpuContext") -> None:
+    def initialise(self, context: VcpuContext) -> None:
         """Set the state that it starts in; XenError(EEXIST) where it has one, XenError(EINVAL) where the CPU refuses it."""
         ...
 
@@ -107,11 +72,11 @@ class Vcpu(Protocol):
         """How the vCPU has spent its time so far."""
         ...
 
-    def keep_runstate(self, address: int, abi: Abi, caller: "Vcpu") -> None:
+    def keep_runstate(self, address: int, abi: Abi, caller: "VcpuState") -> None:
         """Keep a copy of it at a guest-virtual address of the caller's."""
         ...
 
-    def keep_time(self, address: int, caller: "Vcpu") -> None:
+    def keep_time(self, address: int, caller: "VcpuState") -> None:
         """Keep a second vcpu_time_info there; XenError(ENOSYS) where the host cannot."""
         ...
 
@@ -220,7 +185,7 @@ class EventTable(Protocol):
         ...
 
 
-class GuestMemory(Protocol):
+class AddressSpace(Protocol):
     """A domain's guest-physical address space."""
 
     def map(self) -> list[MemmapEntry]: ...
@@ -267,72 +232,3 @@ class GuestMemory(Protocol):
     def pages(self) -> int: ...
     @property
     def maximum_gfn(self) -> Gfn: ...
-
-
-class Identity(NamedTuple):
-    """What XENVER_* tells; texts as Xen pads them."""
-
-    major: int
-    minor: int
-    extra: str
-    compiler: str
-    compiled_by: str
-    compile_domain: str
-    compile_date: str
-    capabilities: str
-    changeset: str
-
-
-class CpuPlace(NamedTuple):
-    """Where one of the host's CPUs is."""
-
-    core: int
-    socket: int
-
-
-class HostFacts(NamedTuple):
-    """What there is to tell of the machine that all domains share."""
-
-    cpus: tuple[CpuPlace, ...]
-    threads_per_core: int
-    cores_per_socket: int
-    cpu_khz: int
-    total_pages: int
-    free_pages: int
-    capabilities: tuple[int, ...]
-    """The CPU's feature words, in the order of Xen's feature sets."""
-    idle_ns: tuple[int, ...]
-    """How long each CPU has had nothing to do."""
-    vendor: bytes
-    family: int
-    model: int
-    stepping: int
-
-
-class Call:
-    """One hypercall in hand: who calls, in which ABI, with which arguments.  A vCPU reuses its own."""
-
-    __slots__ = ("abi", "args", "domain", "header", "number", "operand", "vcpu")
-
-    def __init__(self, domain: "object", vcpu: Vcpu) -> None:
-        # The domain's type is vmm.xenabi.state.DomainState; naming it here would be a cycle.
-        self.domain = domain
-        self.vcpu = vcpu
-        self.abi = Abi.X86_64
-        self.number = 0
-        self.args: tuple[int, ...] = ()
-        self.operand: Struct | None = None
-        """The structure behind its pointer, once read; for whoever looks on."""
-        self.header: Struct | None = None
-        """What stands before it where the command is in memory, too."""
-
-
-class Restart(Exception):
-    """A long hypercall gives way: the guest is to issue it again, with these arguments."""
-
-    def __init__(self, *args: int) -> None:
-        super().__init__(*args)
-        self.arguments = args
-
-
-Notify = Callable[[], None]

@@ -4,19 +4,20 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from vmm.xenabi.console_ring import ConsoleRing
 from vmm.xenabi.constants import ShutdownReason
-from vmm.xenabi.cstruct import Abi
+from vmm.xenabi.cstruct import Abi, Struct
 from vmm.xenabi.evtchn import EventChannels
 from vmm.xenabi.grant_maps import GrantMaps
 from vmm.xenabi.grants import GrantTable
-from vmm.xenabi.interfaces import Call, Domid, Gfn, GuestMemory, HostFacts, Identity, Vcpu
+from vmm.xenabi.hypervisor_log import HypervisorLog
+from vmm.xenabi.interfaces import AddressSpace, VcpuState
+from vmm.xenabi.values import Domid, Gfn, HostFacts, XenIdentity
 
 
 class HypervisorState(Protocol):
-    """All domains together, and the machine that they share; `vmm.hypervisor.Hypervisor` is one."""
+    """All domains together, and the machine that they share; `vmm.machine.hypervisor.Hypervisor` is one."""
 
-    log: ConsoleRing
+    log: HypervisorLog
 
     def find(self, domid: int) -> "DomainState | None":
         """The domain of that number."""
@@ -36,7 +37,7 @@ class HypervisorState(Protocol):
 
 
 class DomainState(Protocol):
-    """A domain, as hypercalls see it; `vmm.domain.Domain` is one."""
+    """A domain, as hypercalls see it; `vmm.machine.domain.Domain` is one."""
 
     @property
     def hypervisor(self) -> HypervisorState: ...
@@ -46,11 +47,11 @@ class DomainState(Protocol):
     @property
     def handle(self) -> bytes: ...
     @property
-    def identity(self) -> Identity: ...
+    def identity(self) -> XenIdentity: ...
     @property
     def privileged(self) -> bool: ...
     @property
-    def memory(self) -> GuestMemory: ...
+    def memory(self) -> AddressSpace: ...
     @property
     def events(self) -> EventChannels: ...
     @property
@@ -75,14 +76,14 @@ class DomainState(Protocol):
     def console_read(self) -> Callable[[int], bytes]: ...
 
     @property
-    def vcpus(self) -> Sequence[Vcpu]: ...
+    def vcpus(self) -> Sequence[VcpuState]: ...
 
     def system_time_ns(self) -> int:
         """The guest's system time, as its pvclock shows it."""
         ...
 
     @property
-    def hypercall(self) -> Callable[[Call], int]:
+    def hypercall(self) -> "Callable[[Call], int]":
         """Carries out one hypercall: what goes to RAX, as a signed number."""
         ...
 
@@ -109,3 +110,20 @@ class DomainState(Protocol):
     def place_shared_info(self, gfn: Gfn, abi: Abi) -> None:
         """XENMAPSPACE_shared_info: show the page there and start its clock."""
         ...
+
+
+class Call:
+    """One hypercall in hand: who calls, in which ABI, with which arguments.  A vCPU reuses its own."""
+
+    __slots__ = ("abi", "args", "domain", "header", "number", "operand", "vcpu")
+
+    def __init__(self, domain: DomainState, vcpu: VcpuState) -> None:
+        self.domain = domain
+        self.vcpu = vcpu
+        self.abi = Abi.X86_64
+        self.number = 0
+        self.args: tuple[int, ...] = ()
+        self.operand: Struct | None = None
+        """The structure behind its pointer, once read; for whoever looks on."""
+        self.header: Struct | None = None
+        """What stands before it where the command is in memory, too."""

@@ -6,8 +6,8 @@ Source: xen/include/public/hvm/hvm_vcpu.h; Intel SDM volume 3, 3.4.5.1 for the k
 import errno
 from typing import NamedTuple
 
-from vmm.xenabi.interfaces import XenError
 from vmm.xenabi.structs import VcpuHvmX86, VcpuHvmX86_64
+from vmm.xenabi.values import XenError
 
 GENERAL = ("ax", "cx", "dx", "bx", "sp", "bp", "si", "di")
 CR0_PE, CR0_ET, CR0_PG = 1, 1 << 4, 1 << 31

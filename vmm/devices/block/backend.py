@@ -5,13 +5,13 @@ from typing import TYPE_CHECKING
 
 from vmm.devices.block.image import RawImage
 from vmm.devices.block.protocol import LAYOUTS, MAX_INDIRECT_SEGMENTS, PROTOCOLS, SECTOR_BYTES
-from vmm.devices.block.queue import Queue
+from vmm.devices.block.queue import BlockQueue
 from vmm.devices.block.spec import Disk
+from vmm.devices.bus.xenbus import Frontend, FrontendError
 from vmm.devices.counters import Totals
 from vmm.devices.stopping import stop_all
-from vmm.devices.xenbus import Frontend, FrontendError
 from vmm.xenabi.cstruct import Abi
-from vmm.xenabi.interfaces import XenError
+from vmm.xenabi.values import XenError
 
 if TYPE_CHECKING:
     from vmm.devices.block.nbd_image import NbdImage
@@ -46,7 +46,7 @@ class BlockBackend:
         self._disk = disk
         self._image = image
         self._max_queues = min(disk.queues or vcpus, MAX_QUEUES)
-        self._queues: list[Queue] = []
+        self._queues: list[BlockQueue] = []
         self._totals = Totals()
 
     def toolstack_keys(self) -> dict[str, str]:
@@ -117,7 +117,7 @@ class BlockBackend:
             refs = [frontend.number(f"{folder}ring-ref")]
         port = frontend.number(f"{folder}event-channel")
         try:
-            queue = Queue(
+            queue = BlockQueue(
                 f"{self._disk.name}-{number}", self._image, frontend.pages, refs, LAYOUTS[abi],
                 persistent=frontend.flag("feature-persistent"), failed=failed,
             )  # fmt: skip

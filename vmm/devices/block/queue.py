@@ -9,7 +9,6 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Protocol
 
-from vmm import log
 from vmm.devices.block.protocol import (
     MAX_INDIRECT_SEGMENTS,
     MAX_SEGMENTS,
@@ -21,12 +20,14 @@ from vmm.devices.block.protocol import (
     Op,
     Status,
 )
-from vmm.devices.granted import GrantedPages
-from vmm.devices.shared_ring import RingBroken, SharedRing
-from vmm.devices.xenbus import Bound
-from vmm.eventloop import EventLoop
+from vmm.devices.bus.xenbus import Bound
+from vmm.devices.ring.granted import GrantedPages
+from vmm.devices.ring.shared import SharedRing
+from vmm.host import log
+from vmm.host.eventloop import EventLoop
+from vmm.xenabi.byte_ring import RingBroken
 from vmm.xenabi.constants import PAGE_BYTES
-from vmm.xenabi.interfaces import XenError
+from vmm.xenabi.values import XenError
 
 MAX_PERSISTENT = 8192 + 1024
 """Pages that a front end may leave mapped: a full ring of requests with all their segments, and their indirect pages."""
@@ -55,7 +56,7 @@ class BadRequest(Exception):
     """The request cannot be meant; it is answered with an error."""
 
 
-class Queue:
+class BlockQueue:
     """Owned by its own thread after `start`."""
 
     def __init__(

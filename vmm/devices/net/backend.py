@@ -3,15 +3,15 @@
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from vmm.devices.bus.xenbus import Bound, Frontend, FrontendError
 from vmm.devices.counters import Totals
 from vmm.devices.net.protocol import Gso
-from vmm.devices.net.queue import Options, Queue
+from vmm.devices.net.queue import NetQueue, Options
 from vmm.devices.net.spec import Net
 from vmm.devices.net.tap import TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6, TapDevice
 from vmm.devices.net.wire import Wire
 from vmm.devices.stopping import stop_all
-from vmm.devices.xenbus import Bound, Frontend, FrontendError
-from vmm.xenabi.interfaces import XenError
+from vmm.xenabi.values import XenError
 
 MAX_QUEUES = 8
 _GSO_KEYS = {"feature-gso-tcpv4": (Gso.TCPV4, TUN_F_TSO4), "feature-gso-tcpv6": (Gso.TCPV6, TUN_F_TSO6)}
@@ -59,7 +59,7 @@ class NetBackend:
         self._net = net
         self._network = network
         self._max_queues = max_queues
-        self._queues: list[Queue] = []
+        self._queues: list[NetQueue] = []
         self._totals = Totals()
 
     def toolstack_keys(self) -> dict[str, str]:
@@ -115,7 +115,7 @@ class NetBackend:
     ) -> None:
         refs = frontend.number(f"{folder}tx-ring-ref"), frontend.number(f"{folder}rx-ring-ref")
         try:
-            queue = Queue(f"vif{self.handle}-{number}", wire, frontend.pages, *refs, options, failed)
+            queue = NetQueue(f"vif{self.handle}-{number}", wire, frontend.pages, *refs, options, failed)
         except XenError:
             raise FrontendError(f"{folder}tx-ring-ref or rx-ring-ref does not name a page granted to domain 0") from None
         self._queues.append(queue)

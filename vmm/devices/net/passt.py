@@ -7,11 +7,11 @@ import shutil
 import struct
 from collections.abc import Sequence
 
-from vmm.devices.helper import Helper
 from vmm.devices.net.offload import PLAIN
 from vmm.devices.net.spec import Net
 from vmm.devices.net.wire import Gone
 from vmm.errors import PyvmmError
+from vmm.host.helper import Helper
 
 LENGTH = struct.Struct(">I")
 MAX_FRAME_BYTES = 65536

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from itertools import compress
 from typing import NamedTuple
 
-from vmm.devices.granted import GrantedPages
+from vmm.devices.bus.xenbus import Bound
 from vmm.devices.net.offload import (
     DATA_VALID,
     FROM_HEADER,
@@ -44,11 +44,11 @@ from vmm.devices.net.protocol import (
     Status,
 )
 from vmm.devices.net.wire import Gone, Wire
-from vmm.devices.shared_ring import RingBroken
-from vmm.devices.xenbus import Bound
-from vmm.eventloop import EventLoop
+from vmm.devices.ring.granted import GrantedPages
+from vmm.host.eventloop import EventLoop
+from vmm.xenabi.byte_ring import RingBroken
 from vmm.xenabi.constants import PAGE_BYTES
-from vmm.xenabi.interfaces import XenError
+from vmm.xenabi.values import XenError
 
 ETHERNET_BYTES, VLAN_BYTES = 14, 4
 FATAL_SLOTS = 20
@@ -86,7 +86,7 @@ class _Piece(NamedTuple):
     size: int
 
 
-class Queue:
+class NetQueue:
     """Owned by its own thread after `start`."""
 
     def __init__(

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 
+from vmm.devices.bus.xenbus import Frontend, FrontendError
 from vmm.devices.counters import Totals
 from vmm.devices.ninep.mover import Mover
-from vmm.devices.ninep.ring import MAX_ORDER, RingBroken, ShareRing
+from vmm.devices.ninep.ring import MAX_ORDER, ShareRing
 from vmm.devices.ninep.server import find_server, start_server
 from vmm.devices.ninep.spec import Share
-from vmm.devices.xenbus import Frontend, FrontendError
-from vmm.xenabi.interfaces import XenError
+from vmm.xenabi.byte_ring import RingBroken
+from vmm.xenabi.values import XenError
 
 MAX_RINGS = 8
 

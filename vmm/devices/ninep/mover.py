@@ -8,10 +8,11 @@ import struct
 from collections import Counter
 from collections.abc import Callable
 
-from vmm.devices.helper import Helper
-from vmm.devices.ninep.ring import RingBroken, ShareRing
-from vmm.devices.xenbus import Bound
-from vmm.eventloop import EventLoop
+from vmm.devices.bus.xenbus import Bound
+from vmm.devices.ninep.ring import ShareRing
+from vmm.host.eventloop import EventLoop
+from vmm.host.helper import Helper
+from vmm.xenabi.byte_ring import RingBroken
 
 HEADER = struct.Struct("<IBH")
 """size of the whole message, type, tag.  Source: the 9P2000.L protocol description."""

@@ -3,18 +3,15 @@
 Each index is read once; one that claims more than the ring holds ends the share.
 """
 
-from vmm.devices.granted import GrantedPages
+from vmm.devices.ring.granted import GrantedPages
+from vmm.xenabi.byte_ring import RingBroken
 from vmm.xenabi.constants import PAGE_BYTES
-from vmm.xenabi.interfaces import XenError
+from vmm.xenabi.values import XenError
 
 MAX_ORDER = 9
 _IN_CONS, _IN_PROD, _OUT_CONS, _OUT_PROD = 0, 1, 16, 17
 _ORDER_AT, _REFS_AT = 128, 132
 _MASK = 0xFFFF_FFFF
-
-
-class RingBroken(Exception):
-    """The front end's interface page says what cannot be."""
 
 
 class ShareRing:

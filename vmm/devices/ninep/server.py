@@ -4,8 +4,8 @@ import os
 import shutil
 from pathlib import Path
 
-from vmm.devices.helper import Helper
 from vmm.errors import PyvmmError
+from vmm.host.helper import Helper
 
 BUFFER_BYTES = 1 << 20
 

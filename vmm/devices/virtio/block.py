@@ -4,11 +4,11 @@ import errno
 import struct
 from collections.abc import Callable, Sequence
 
-from vmm import log
 from vmm.devices.block.queue import Image
 from vmm.devices.virtio.pci import Interrupt
 from vmm.devices.virtio.ring import Chain, QueueBroken, VirtQueue, split
-from vmm.eventloop import EventLoop
+from vmm.host import log
+from vmm.host.eventloop import EventLoop
 
 SECTOR_BYTES = 512
 MAX_SEGMENTS = 126

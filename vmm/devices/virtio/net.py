@@ -7,7 +7,6 @@ import struct
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from vmm import log
 from vmm.devices.net.backend import Network
 from vmm.devices.net.offload import HEADER, PLAIN
 from vmm.devices.net.spec import Net
@@ -15,7 +14,8 @@ from vmm.devices.net.tap import TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6
 from vmm.devices.net.wire import Gone, Wire
 from vmm.devices.virtio.pci import Interrupt
 from vmm.devices.virtio.ring import Chain, QueueBroken, VirtQueue, split
-from vmm.eventloop import EventLoop
+from vmm.host import log
+from vmm.host.eventloop import EventLoop
 
 _CSUM, _GUEST_CSUM, _MTU, _MAC, _GUEST_TSO4, _GUEST_TSO6, _HOST_TSO4, _HOST_TSO6, _STATUS = (
     1 << bit for bit in (0, 1, 3, 5, 7, 8, 11, 12, 16)

@@ -8,11 +8,11 @@ import threading
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
-from vmm import log
-from vmm.devices.pci.function import Bar, Function, Identity
-from vmm.devices.pci.msix import Line, MsiX
+from vmm.devices.bus.pci.function import Bar, Function, PciIdentity
+from vmm.devices.bus.pci.msix import Line, MsiX
 from vmm.devices.virtio.ring import MAX_ENTRIES, Memory, Place, QueueBroken, VirtQueue
-from vmm.eventloop import Doorbell
+from vmm.host import log
+from vmm.host.eventloop import Doorbell
 
 VENDOR, FIRST_DEVICE = 0x1AF4, 0x1040
 VERSION_1, INDIRECT_DESC, EVENT_IDX = 1 << 32, 1 << 28, 1 << 29
@@ -49,7 +49,7 @@ class Server(Protocol):
 Interrupt = Callable[[], None]
 
 
-class Device(Protocol):
+class VirtioDevice(Protocol):
     """A kind of device; its methods are called by one vCPU at a time."""
 
     number: int
@@ -93,11 +93,11 @@ class _Queue:
 class VirtioPci(Function):
     """`_lock` guards the registers; the queues' servers have threads of their own."""
 
-    def __init__(self, device: Device, wiring: Wiring) -> None:
+    def __init__(self, device: VirtioDevice, wiring: Wiring) -> None:
         self._msix = MsiX([wiring.new_line() for _ in range(device.queues + 1)])
         bars = {_REGISTERS_BAR: Bar(_BAR_BYTES, self), _MSIX_BAR: self._msix.bar()}
         number = FIRST_DEVICE + device.number
-        super().__init__(Identity(VENDOR, number, device.pci_class, 1, (VENDOR, number)), bars)
+        super().__init__(PciIdentity(VENDOR, number, device.pci_class, 1, (VENDOR, number)), bars)
         self._device = device
         self._wiring = wiring
         self._lock = threading.RLock()

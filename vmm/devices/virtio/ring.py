@@ -7,7 +7,8 @@ Source: Virtual I/O Device Specification 1.1, 2.6.
 import struct
 from typing import NamedTuple, Protocol
 
-from vmm.xenabi.interfaces import Gpa, SharedBytes
+from vmm.xenabi.interfaces import SharedBytes
+from vmm.xenabi.values import Gpa
 
 MAX_ENTRIES = 256
 _DESCRIPTOR = struct.Struct("<QIHH")

@@ -4,9 +4,9 @@ import errno
 import struct
 
 from vmm.xenabi.constants import DOMID_FIRST_RESERVED, DOMID_SELF, Hypercall
-from vmm.xenabi.hypercalls.registry import TABLE, Controls, domain_of, suboperation, target_of
-from vmm.xenabi.interfaces import Call, Vcpu, XenError
-from vmm.xenabi.state import DomainState
+from vmm.xenabi.hypercalls.registry import TABLE, Controls, suboperation, target_of
+from vmm.xenabi.interfaces import VcpuState
+from vmm.xenabi.state import Call, DomainState
 from vmm.xenabi.toolstack_structs import (
     Domctl,
     DomctlAddressSize,
@@ -15,6 +15,7 @@ from vmm.xenabi.toolstack_structs import (
     DomctlNodeaffinity,
     DomctlVcpuaffinity,
 )
+from vmm.xenabi.values import XenError
 
 OP = Hypercall.domctl
 VERSION = 0x15
@@ -41,7 +42,7 @@ def _target(call: Call) -> DomainState:
     return target_of(call, call.args[2])
 
 
-def _vcpu(domain: DomainState, number: int) -> Vcpu:
+def _vcpu(domain: DomainState, number: int) -> VcpuState:
     if number >= len(domain.vcpus):
         raise XenError(errno.EINVAL)
     return domain.vcpus[number]
@@ -49,7 +50,7 @@ def _vcpu(domain: DomainState, number: int) -> Vcpu:
 
 def describe(call: Call, domain: DomainState) -> DomctlGetdomaininfo:
     """All that there is to tell of a domain."""
-    own = domain is domain_of(call)
+    own = domain is call.domain
     online = [vcpu for vcpu in domain.vcpus if vcpu.online]
     flags = _HVM_GUEST | _HAP
     if domain.ended_by is not None:
@@ -77,10 +78,10 @@ def describe(call: Call, domain: DomainState) -> DomctlGetdomaininfo:
 @suboperation(OP, 5, "getdomaininfo", arg=DomctlGetdomaininfo, out=True)
 def getdomaininfo(call: Call, op: DomctlGetdomaininfo) -> None:
     """The domain of that number or, where there is none, the next; its number goes into the header, too."""
-    wanted = domain_of(call).domid if call.args[2] == DOMID_SELF else call.args[2]
+    wanted = call.domain.domid if call.args[2] == DOMID_SELF else call.args[2]
     if wanted >= DOMID_FIRST_RESERVED:
         raise XenError(errno.EINVAL)
-    found = next((domain for domain in domain_of(call).hypervisor.domains() if domain.domid >= wanted), None)
+    found = next((domain for domain in call.domain.hypervisor.domains() if domain.domid >= wanted), None)
     if found is None:
         raise XenError(errno.ESRCH)
     told = describe(call, found)
@@ -106,7 +107,7 @@ def getvcpuaffinity(call: Call, op: DomctlVcpuaffinity) -> None:
     _vcpu(_target(call), op.vcpu)
     if not op.flags & (_HARD | _SOFT):
         raise XenError(errno.EINVAL)
-    cpus = len(domain_of(call).hypervisor.facts().cpus)
+    cpus = len(call.domain.hypervisor.facts().cpus)
     if op.flags & _HARD:
         write_bitmap(call, op.cpumap_hard, op.cpumap_hard_bits, cpus)
     if op.flags & _SOFT:

@@ -4,8 +4,8 @@ import errno
 
 from vmm.xenabi.constants import DOMID_SELF, PAGE_BYTES, EvtchnStatusKind, Hypercall
 from vmm.xenabi.evtchn_abi import CONTROL_BLOCK_BYTES, LINK_BITS
-from vmm.xenabi.hypercalls.registry import domain_of, suboperation, target_of
-from vmm.xenabi.interfaces import Call, Domid, Gpa, XenError
+from vmm.xenabi.hypercalls.registry import suboperation, target_of
+from vmm.xenabi.state import Call
 from vmm.xenabi.structs import (
     EvtchnAllocUnbound,
     EvtchnBindInterdomain,
@@ -21,6 +21,7 @@ from vmm.xenabi.structs import (
     EvtchnStatus,
     EvtchnUnmask,
 )
+from vmm.xenabi.values import Domid, Gpa, XenError
 
 OP = Hypercall.event_channel_op
 
@@ -28,7 +29,7 @@ OP = Hypercall.event_channel_op
 @suboperation(OP, 0, "bind_interdomain", arg=EvtchnBindInterdomain, out=True)
 def bind_interdomain(call: Call, op: EvtchnBindInterdomain) -> None:
     """Bind to a port that another domain has left unbound for the caller, or the caller itself."""
-    domain = domain_of(call)
+    domain = call.domain
     if op.remote_dom in (DOMID_SELF, domain.domid):
         op.local_port = domain.events.bind_loopback(domain.domid, op.remote_port)
         return
@@ -41,19 +42,19 @@ def bind_interdomain(call: Call, op: EvtchnBindInterdomain) -> None:
 @suboperation(OP, 1, "bind_virq", arg=EvtchnBindVirq, out=True)
 def bind_virq(call: Call, op: EvtchnBindVirq) -> None:
     """A port for a virtual interrupt."""
-    op.port = domain_of(call).events.bind_virq(op.virq, op.vcpu)
+    op.port = call.domain.events.bind_virq(op.virq, op.vcpu)
 
 
 @suboperation(OP, 3, "close", arg=EvtchnClose)
 def close(call: Call, op: EvtchnClose) -> None:
     """Free a port."""
-    domain_of(call).events.close(op.port)
+    call.domain.events.close(op.port)
 
 
 @suboperation(OP, 4, "send", arg=EvtchnSend)
 def send(call: Call, op: EvtchnSend) -> None:
     """Raise the event at the port's remote end."""
-    domain_of(call).events.send(op.port)
+    call.domain.events.send(op.port)
 
 
 @suboperation(OP, 5, "status", arg=EvtchnStatus, out=True)
@@ -73,26 +74,26 @@ def status(call: Call, op: EvtchnStatus) -> None:
 @suboperation(OP, 6, "alloc_unbound", arg=EvtchnAllocUnbound, out=True)
 def alloc_unbound(call: Call, op: EvtchnAllocUnbound) -> None:
     """A port that another domain may bind to."""
-    remote = domain_of(call).domid if op.remote_dom == DOMID_SELF else Domid(op.remote_dom)
+    remote = call.domain.domid if op.remote_dom == DOMID_SELF else Domid(op.remote_dom)
     op.port = target_of(call, op.dom).events.alloc_unbound(remote)
 
 
 @suboperation(OP, 7, "bind_ipi", arg=EvtchnBindIpi, out=True)
 def bind_ipi(call: Call, op: EvtchnBindIpi) -> None:
     """A port that interrupts a vCPU of the caller."""
-    op.port = domain_of(call).events.bind_ipi(op.vcpu)
+    op.port = call.domain.events.bind_ipi(op.vcpu)
 
 
 @suboperation(OP, 8, "bind_vcpu", arg=EvtchnBindVcpu)
 def bind_vcpu(call: Call, op: EvtchnBindVcpu) -> None:
     """Send a port's events to another vCPU."""
-    domain_of(call).events.bind_vcpu(op.port, op.vcpu)
+    call.domain.events.bind_vcpu(op.port, op.vcpu)
 
 
 @suboperation(OP, 9, "unmask", arg=EvtchnUnmask)
 def unmask(call: Call, op: EvtchnUnmask) -> None:
     """Clear a port's mask; what came meanwhile is delivered."""
-    domain_of(call).events.unmask(op.port)
+    call.domain.events.unmask(op.port)
 
 
 @suboperation(OP, 10, "reset", arg=EvtchnReset)
@@ -104,7 +105,7 @@ def reset(call: Call, op: EvtchnReset) -> None:
 @suboperation(OP, 11, "init_control", arg=EvtchnInitControl, out=True)
 def init_control(call: Call, op: EvtchnInitControl) -> None:
     """A vCPU's FIFO control block: within one page, aligned to 8."""
-    domain = domain_of(call)
+    domain = call.domain
     if op.offset > PAGE_BYTES - CONTROL_BLOCK_BYTES or op.offset % 8:
         raise XenError(errno.EINVAL)
     if op.vcpu >= len(domain.vcpus):
@@ -117,11 +118,11 @@ def init_control(call: Call, op: EvtchnInitControl) -> None:
 @suboperation(OP, 12, "expand_array", arg=EvtchnExpandArray)
 def expand_array(call: Call, op: EvtchnExpandArray) -> None:
     """Another page of FIFO event words."""
-    domain = domain_of(call)
+    domain = call.domain
     domain.events.expand_array(domain.memory.shared(Gpa(op.array_gfn * PAGE_BYTES), PAGE_BYTES))
 
 
 @suboperation(OP, 13, "set_priority", arg=EvtchnSetPriority)
 def set_priority(call: Call, op: EvtchnSetPriority) -> None:
     """A port's FIFO priority."""
-    domain_of(call).events.set_priority(op.port, op.priority)
+    call.domain.events.set_priority(op.port, op.priority)

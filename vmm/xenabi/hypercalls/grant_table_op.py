@@ -6,9 +6,8 @@ from typing import NamedTuple, TypeVar
 
 from vmm.xenabi.constants import DOMID_SELF, GRANT_STATUS_FRAMES, PAGE_BYTES, Hypercall
 from vmm.xenabi.grant_maps import Mapping
-from vmm.xenabi.hypercalls.registry import domain_of, suboperation
-from vmm.xenabi.interfaces import Call, Gfn, GrantRef, Restart, XenError
-from vmm.xenabi.state import DomainState
+from vmm.xenabi.hypercalls.registry import suboperation
+from vmm.xenabi.state import Call, DomainState
 from vmm.xenabi.structs import (
     GnttabCopy,
     GnttabGetStatusFrames,
@@ -19,6 +18,7 @@ from vmm.xenabi.structs import (
     GnttabSetVersion,
     GnttabUnmapGrantRef,
 )
+from vmm.xenabi.values import Gfn, GrantRef, Restart, XenError
 
 OP = Hypercall.grant_table_op
 STATUS_OKAY = 0
@@ -39,7 +39,7 @@ AT_A_TIME = 512
 @suboperation(OP, 6, "query_size", arg=GnttabQuerySize, out=True)
 def query_size(call: Call, op: GnttabQuerySize) -> None:
     """How long the table is, and how long it may get."""
-    domain = domain_of(call)
+    domain = call.domain
     if op.dom not in (DOMID_SELF, domain.domid):
         op.status = STATUS_BAD_DOMAIN
         return
@@ -50,7 +50,7 @@ def query_size(call: Call, op: GnttabQuerySize) -> None:
 @suboperation(OP, 2, "setup_table", arg=GnttabSetupTable, out=True)
 def setup_table(call: Call, op: GnttabSetupTable) -> None:
     """Make the table so long, and say at which gfns its frames have been placed (all ones: nowhere yet)."""
-    grants = domain_of(call).grants
+    grants = call.domain.grants
 
     def pages(count: int) -> list[int]:
         grants.grow(count)
@@ -62,7 +62,7 @@ def setup_table(call: Call, op: GnttabSetupTable) -> None:
 @suboperation(OP, 9, "get_status_frames", arg=GnttabGetStatusFrames, out=True)
 def get_status_frames(call: Call, op: GnttabGetStatusFrames) -> None:
     """At which gfns the status frames of version 2 have been placed."""
-    grants = domain_of(call).grants
+    grants = call.domain.grants
 
     def pages(count: int) -> list[int]:
         return [grants.page(index | GRANT_STATUS_FRAMES) for index in range(count)]
@@ -77,7 +77,7 @@ def _tell_frames(
     word_bytes: int,
     pages: Callable[[int], list[int]],
 ) -> None:
-    domain = domain_of(call)
+    domain = call.domain
     if op.dom not in (DOMID_SELF, domain.domid):
         op.status = STATUS_BAD_DOMAIN
     elif op.nr_frames > most:
@@ -95,15 +95,15 @@ def set_version(call: Call, op: GnttabSetVersion) -> None:
     """Choose the layout of the entries."""
     if op.version not in (1, 2):
         raise XenError(errno.EINVAL)
-    domain_of(call).grants.set_version(op.version)
+    call.domain.grants.set_version(op.version)
 
 
 @suboperation(OP, 10, "get_version", arg=GnttabGetVersion, out=True)
 def get_version(call: Call, op: GnttabGetVersion) -> None:
     """The layout in use."""
-    if op.dom not in (DOMID_SELF, domain_of(call).domid):
+    if op.dom not in (DOMID_SELF, call.domain.domid):
         raise XenError(errno.EPERM)
-    op.version = domain_of(call).grants.version
+    op.version = call.domain.grants.version
 
 
 # -------------------------------------------------------------------------- using what others have granted
@@ -158,7 +158,7 @@ def _acquire(domain: DomainState, granter: DomainState, ref: int, *, write: bool
 @suboperation(OP, 0, "map_grant_ref", names=("uop", "count"))
 def map_grant_ref(call: Call) -> int:
     """Show granted pages at gfns of the caller's: what is behind `uop` is a list."""
-    domain = domain_of(call)
+    domain = call.domain
 
     def map_one(op: GnttabMapGrantRef) -> None:
         if not op.flags & MAP_HOST or op.flags & MAP_CONTAINS_PTE:
@@ -190,7 +190,7 @@ def map_grant_ref(call: Call) -> int:
 @suboperation(OP, 1, "unmap_grant_ref", names=("uop", "count"))
 def unmap_grant_ref(call: Call) -> int:
     """End such mappings."""
-    domain = domain_of(call)
+    domain = call.domain
 
     def unmap_one(op: GnttabUnmapGrantRef) -> None:
         mapping = domain.grant_maps.take(op.handle, Gfn(op.host_addr // PAGE_BYTES))
@@ -214,7 +214,7 @@ class _End(NamedTuple):
 @suboperation(OP, 5, "copy", names=("uop", "count"))
 def copy(call: Call) -> int:
     """Copy bytes between pages, granted or one's own."""
-    domain = domain_of(call)
+    domain = call.domain
 
     def copy_one(op: GnttabCopy) -> None:
         source = _End(op.source_domid, op.source, op.source_offset, bool(op.flags & COPY_SOURCE_IS_GRANT))

@@ -3,10 +3,10 @@
 import errno
 
 from vmm.xenabi.constants import HVM_NR_PARAMS, HvmParam, Hypercall
-from vmm.xenabi.hypercalls.registry import domain_of, suboperation, target_of
-from vmm.xenabi.interfaces import Call, XenError
-from vmm.xenabi.state import DomainState
+from vmm.xenabi.hypercalls.registry import suboperation, target_of
+from vmm.xenabi.state import Call, DomainState
 from vmm.xenabi.structs import HvmPagetableDying, HvmParamOp, HvmUpcallVector
+from vmm.xenabi.values import XenError
 
 GUEST_MAY_READ = frozenset(HvmParam)
 GUEST_MAY_SET = frozenset({
@@ -48,7 +48,7 @@ def pagetable_dying(call: Call, op: HvmPagetableDying) -> None:
 @suboperation(Hypercall.hvm_op, 23, "set_evtchn_upcall_vector", arg=HvmUpcallVector)
 def set_evtchn_upcall_vector(call: Call, op: HvmUpcallVector) -> None:
     """The vector that interrupts one vCPU for its events, acknowledged at its LAPIC."""
-    vcpus = domain_of(call).vcpus
+    vcpus = call.domain.vcpus
     if op.vector < 16:
         raise XenError(errno.EINVAL)
     if op.vcpu >= len(vcpus):

@@ -6,9 +6,8 @@ from collections.abc import Callable
 
 from vmm.xenabi.constants import Hypercall, MapSpace
 from vmm.xenabi.cstruct import Abi
-from vmm.xenabi.hypercalls.registry import domain_of, suboperation, target_of
-from vmm.xenabi.interfaces import Call, Gfn, Restart, XenError
-from vmm.xenabi.state import DomainState
+from vmm.xenabi.hypercalls.registry import suboperation, target_of
+from vmm.xenabi.state import Call, DomainState
 from vmm.xenabi.structs import (
     AddToPhysmap,
     AddToPhysmapBatch,
@@ -17,6 +16,7 @@ from vmm.xenabi.structs import (
     MemoryReservation,
     RemoveFromPhysmap,
 )
+from vmm.xenabi.values import Gfn, Restart, XenError
 
 OP = Hypercall.memory_op
 START_SHIFT = 6  # MEMOP_EXTENT_SHIFT: above it, the command says where a continued call goes on
@@ -136,7 +136,7 @@ def remove_from_physmap(call: Call, op: RemoveFromPhysmap) -> None:
 @suboperation(OP, 9, "memory_map", arg=MemoryMap, out=True)
 def memory_map(call: Call, op: MemoryMap) -> None:
     """The domain's memory map, as E820 entries of 20 bytes."""
-    entries = domain_of(call).memory.map()
+    entries = call.domain.memory.map()
     if op.nr_entries < len(entries):
         raise XenError(errno.EINVAL)
     if op.buffer:

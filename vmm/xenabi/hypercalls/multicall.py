@@ -7,8 +7,9 @@ import errno
 
 from vmm.xenabi.constants import Hypercall
 from vmm.xenabi.hypercalls import registry
-from vmm.xenabi.interfaces import Call, Restart, XenError
+from vmm.xenabi.state import Call
 from vmm.xenabi.structs import MulticallEntry
+from vmm.xenabi.values import Restart, XenError
 
 ENTRIES_AT_A_TIME = 64
 
@@ -31,7 +32,7 @@ def multicall(call: Call) -> None:
             call.number = entry.op
             call.args = (entry.arg0, entry.arg1, entry.arg2, entry.arg3, entry.arg4, entry.arg5)
             try:
-                result = registry.domain_of(call).hypercall(call)
+                result = call.domain.hypercall(call)
             except Restart:
                 raise XenError(errno.EINVAL) from None
             finally:

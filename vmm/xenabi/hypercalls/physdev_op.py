@@ -6,9 +6,10 @@ A PVH dom0 has an IOAPIC and programs MSIs itself: pirqs are not for it, and Xen
 import errno
 
 from vmm.xenabi.constants import Hypercall
-from vmm.xenabi.hypercalls.registry import domain_of, suboperation
-from vmm.xenabi.interfaces import Call, XenError
+from vmm.xenabi.hypercalls.registry import suboperation
+from vmm.xenabi.state import Call
 from vmm.xenabi.toolstack_structs import PhysdevPciDevice, PhysdevPciDeviceAdd, PhysdevPciMmcfgReserved
+from vmm.xenabi.values import XenError
 
 OP = Hypercall.physdev_op
 
@@ -52,7 +53,7 @@ def pci_device_remove(call: Call, op: PhysdevPciDevice) -> None:
 
 
 def _note(call: Call, what: str, op: PhysdevPciDeviceAdd | PhysdevPciDevice) -> None:
-    domain = domain_of(call)
+    domain = call.domain
     if not domain.has_pci_device(op.seg, op.bus, op.devfn):
         raise XenError(errno.ENODEV)
     place = f"{op.seg:04x}:{op.bus:02x}:{op.devfn >> 3:02x}.{op.devfn & 7}"

@@ -4,8 +4,8 @@ import errno
 import struct
 
 from vmm.xenabi.constants import Hypercall
-from vmm.xenabi.hypercalls.registry import TABLE, Controls, domain_of, suboperation
-from vmm.xenabi.interfaces import Call, XenError
+from vmm.xenabi.hypercalls.registry import TABLE, Controls, suboperation
+from vmm.xenabi.state import Call
 from vmm.xenabi.toolstack_structs import (
     PlatformEnterAcpiSleep,
     PlatformGetidletime,
@@ -14,6 +14,7 @@ from vmm.xenabi.toolstack_structs import (
     PlatformPcpuVersion,
     PlatformSettime64,
 )
+from vmm.xenabi.values import XenError
 
 OP = Hypercall.platform_op
 VERSION = 0x0300_0001
@@ -56,7 +57,7 @@ def settime64(call: Call, op: PlatformSettime64) -> None:
 @suboperation(OP, 48, "get_cpu_version", arg=PlatformPcpuVersion, out=True)
 def get_cpu_version(call: Call, op: PlatformPcpuVersion) -> None:
     """Maker, family, model and stepping of one of the host's CPUs."""
-    facts = domain_of(call).hypervisor.facts()
+    facts = call.domain.hypervisor.facts()
     op.max_present = len(facts.cpus) - 1
     if op.xen_cpuid < len(facts.cpus):
         op.vendor_id, op.family, op.model, op.stepping = facts.vendor, facts.family, facts.model, facts.stepping
@@ -73,7 +74,7 @@ def enter_acpi_sleep(call: Call, op: PlatformEnterAcpiSleep) -> None:
 @suboperation(OP, 53, "getidletime", arg=PlatformGetidletime, out=True)
 def getidletime(call: Call, op: PlatformGetidletime) -> None:
     """How long each CPU of a bitmap has been idle; those that there are stay in it."""
-    idle = domain_of(call).hypervisor.facts().idle_ns
+    idle = call.domain.hypervisor.facts().idle_ns
     count = min(op.cpumap_nr_cpus, len(idle))
     asked = call.vcpu.read_virtual(op.cpumap_bitmap, -(-count // 8)) if count else b""
     bits = int.from_bytes(asked, "little") & (1 << count) - 1
@@ -82,13 +83,13 @@ def getidletime(call: Call, op: PlatformGetidletime) -> None:
             call.vcpu.write_virtual(op.idletime + 8 * cpu, struct.pack("<Q", idle[cpu]))
     if count:
         call.vcpu.write_virtual(op.cpumap_bitmap, bits.to_bytes(-(-count // 8), "little"))
-    op.now = domain_of(call).system_time_ns()
+    op.now = call.domain.system_time_ns()
 
 
 @suboperation(OP, 55, "get_cpuinfo", arg=PlatformPcpuinfo, out=True)
 def get_cpuinfo(call: Call, op: PlatformPcpuinfo) -> None:
     """Whether one of the host's CPUs is there."""
-    cpus = len(domain_of(call).hypervisor.facts().cpus)
+    cpus = len(call.domain.hypervisor.facts().cpus)
     op.max_present = cpus - 1
     op.flags = _ONLINE if op.xen_cpuid < cpus else _INVALID
     op.apic_id = op.acpi_id = op.xen_cpuid if op.xen_cpuid < cpus else 0

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple, cast
 
 from vmm.xenabi.constants import DOMID_SELF, Hypercall
 from vmm.xenabi.cstruct import Struct
-from vmm.xenabi.interfaces import Call, XenError
-from vmm.xenabi.state import DomainState
+from vmm.xenabi.state import Call, DomainState
+from vmm.xenabi.values import XenError
 
 Handler = Callable[..., int | None]
 
@@ -103,17 +103,12 @@ def suboperation(
     return register
 
 
-def domain_of(call: Call) -> DomainState:
-    """The calling domain."""
-    return cast(DomainState, call.domain)
-
-
 def target_of(call: Call, domid: int) -> DomainState:
     """The domain that a call is about: the caller's own or, for a privileged caller, any.
 
     XenError(EPERM) for another's, XenError(ESRCH) where there is none.
     """
-    own = domain_of(call)
+    own = call.domain
     if domid in (DOMID_SELF, own.domid):
         return own
     if not own.privileged:
@@ -141,18 +136,18 @@ def name_of(number: int, args: tuple[int, ...]) -> str:
 
 
 def _invoke(call: Call) -> int:
-    if call.number in PRIVILEGED and not domain_of(call).privileged:
+    if call.number in PRIVILEGED and not call.domain.privileged:
         raise XenError(errno.EPERM)
     found = TABLE.get(call.number)
     if type(found) is Suboperations:
         entry = found.entries.get(call.args[0] & found.mask)
         if entry is None:
-            domain_of(call).unknown_hypercalls[name_of(call.number, call.args)] += 1
+            call.domain.unknown_hypercalls[name_of(call.number, call.args)] += 1
             raise XenError(found.unknown)
     elif type(found) is Controls:
         return _control(call, found)
     elif found is None:
-        domain_of(call).unknown_hypercalls[name_of(call.number, call.args)] += 1
+        call.domain.unknown_hypercalls[name_of(call.number, call.args)] += 1
         raise XenError(errno.ENOSYS)
     else:
         entry = cast(Entry, found)
@@ -173,7 +168,7 @@ def unfold(call: Call) -> None:
     XenError(EFAULT).  Reads nothing a second time, and nothing for a domain that may not make such calls.
     """
     group = TABLE.get(call.number)
-    if type(group) is not Controls or isinstance(call.args, Unfolded) or not domain_of(call).privileged:
+    if type(group) is not Controls or isinstance(call.args, Unfolded) or not call.domain.privileged:
         return
     pointer = call.args[0]
     header: Any = group.header.unpack(call.vcpu.read_virtual(pointer, group.header.sizeof(call.abi)), call.abi)
@@ -189,7 +184,7 @@ def _control(call: Call, group: Controls) -> int:
         raise XenError(errno.EACCES)
     entry = group.entries.get(header.cmd)
     if entry is None:
-        domain_of(call).unknown_hypercalls[name_of(call.number, call.args)] += 1
+        call.domain.unknown_hypercalls[name_of(call.number, call.args)] += 1
         raise XenError(errno.EOPNOTSUPP if header.cmd in group.absent else group.unknown)
     if entry.arg is None:
         return entry.handler(call) or 0

@@ -4,9 +4,10 @@ import errno
 import struct
 
 from vmm.xenabi.constants import Hypercall, ShutdownReason
-from vmm.xenabi.hypercalls.registry import domain_of, suboperation
-from vmm.xenabi.interfaces import Call, XenError
+from vmm.xenabi.hypercalls.registry import suboperation
+from vmm.xenabi.state import Call
 from vmm.xenabi.structs import SchedPoll, SchedShutdown
+from vmm.xenabi.values import XenError
 
 MAX_POLLED_PORTS = 128
 LONGEST_POLL_S = 1e6
@@ -23,7 +24,7 @@ def block(call: Call) -> None:
     """Let events in, and sleep until there is one."""
     if call.vcpu.info is not None:
         call.vcpu.info.write(UPCALL_MASK_OFFSET, b"\0")
-    domain_of(call).events.block(call.vcpu)
+    call.domain.events.block(call.vcpu)
 
 
 @suboperation(Hypercall.sched_op, 3, "poll", arg=SchedPoll)
@@ -31,7 +32,7 @@ def poll(call: Call, op: SchedPoll) -> None:
     """Sleep until one of some ports is pending, or a system time has come (0: never)."""
     if op.nr_ports > MAX_POLLED_PORTS:
         raise XenError(errno.EINVAL)
-    domain = domain_of(call)
+    domain = call.domain
     ports = struct.unpack(f"<{op.nr_ports}I", call.vcpu.read_virtual(op.ports, 4 * op.nr_ports)) if op.nr_ports else ()
     timeout_s = None
     if op.timeout:
@@ -42,13 +43,13 @@ def poll(call: Call, op: SchedPoll) -> None:
 @suboperation(Hypercall.sched_op, 2, "shutdown", arg=SchedShutdown)
 def shutdown(call: Call, op: SchedShutdown) -> None:
     """End the domain with a reason."""
-    domain_of(call).shutdown(_reason(op.reason))
+    call.domain.shutdown(_reason(op.reason))
 
 
 @suboperation(Hypercall.sched_op, 5, "shutdown_code", arg=SchedShutdown)
 def shutdown_code(call: Call, op: SchedShutdown) -> None:
     """Say beforehand how the coming shutdown is to be understood."""
-    domain_of(call).shutdown_reason = _reason(op.reason)
+    call.domain.shutdown_reason = _reason(op.reason)
 
 
 def _reason(code: int) -> ShutdownReason:

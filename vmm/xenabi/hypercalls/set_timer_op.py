@@ -3,7 +3,7 @@
 from vmm.xenabi.constants import Hypercall
 from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.hypercalls.registry import hypercall
-from vmm.xenabi.interfaces import Call
+from vmm.xenabi.state import Call
 
 
 @hypercall(Hypercall.set_timer_op, "timeout")

@@ -5,9 +5,8 @@ import struct
 
 from vmm.xenabi.constants import PAGE_BYTES, EvtchnStatusKind, Hypercall
 from vmm.xenabi.hypercalls.domctl import describe, write_bitmap
-from vmm.xenabi.hypercalls.registry import TABLE, Controls, domain_of, suboperation
-from vmm.xenabi.interfaces import Call, XenError
-from vmm.xenabi.state import HypervisorState
+from vmm.xenabi.hypercalls.registry import TABLE, Controls, suboperation
+from vmm.xenabi.state import Call, HypervisorState
 from vmm.xenabi.toolstack_structs import (
     DomctlGetdomaininfo,
     PhysdevPciDevice,
@@ -27,6 +26,7 @@ from vmm.xenabi.toolstack_structs import (
     SysctlReadconsole,
     SysctlSchedId,
 )
+from vmm.xenabi.values import XenError
 
 OP = Hypercall.sysctl
 VERSION = 0x15
@@ -42,7 +42,7 @@ TABLE[OP] = Controls(Sysctl, VERSION, absent=(2, 10, 11, 12, 14, 19, 20, 21, 23,
 
 
 def _hypervisor(call: Call) -> HypervisorState:
-    return domain_of(call).hypervisor
+    return call.domain.hypervisor
 
 
 @suboperation(OP, 1, "readconsole", arg=SysctlReadconsole, out=True)
@@ -135,7 +135,7 @@ def pcitopoinfo(call: Call, op: SysctlPcitopoinfo) -> None:
     op.num_devs = min(op.num_devs, MAX_DEVICES)
     for number in range(op.num_devs):
         device = PhysdevPciDevice.unpack(call.vcpu.read_virtual(op.devs + number * size, size), call.abi)
-        known = domain_of(call).has_pci_device(device.seg, device.bus, device.devfn)
+        known = call.domain.has_pci_device(device.seg, device.bus, device.devfn)
         call.vcpu.write_virtual(op.nodes + 4 * number, struct.pack("<I", 0 if known else _INVALID_DEVICE))
 
 

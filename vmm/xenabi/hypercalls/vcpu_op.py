@@ -4,8 +4,9 @@ import errno
 
 from vmm.xenabi.constants import LEGACY_VCPUS, PAGE_BYTES, VCPU_SSHOTTMR_FUTURE, Hypercall, ShutdownReason, VcpuHvmMode
 from vmm.xenabi.evtchn import mark_all_pending
-from vmm.xenabi.hypercalls.registry import domain_of, suboperation
-from vmm.xenabi.interfaces import Call, Gpa, Vcpu, XenError
+from vmm.xenabi.hypercalls.registry import suboperation
+from vmm.xenabi.interfaces import VcpuState
+from vmm.xenabi.state import Call
 from vmm.xenabi.structs import (
     GetPhysid,
     RegisterArea,
@@ -18,6 +19,7 @@ from vmm.xenabi.structs import (
     VcpuHvmX86,
     VcpuHvmX86_64,
 )
+from vmm.xenabi.values import Gpa, XenError
 from vmm.xenabi.vcpu_context import from_32, from_64
 
 VCPU_INFO_BYTES = 64
@@ -27,14 +29,14 @@ MAX_PERIOD_NS = 1 << 63
 OP = Hypercall.vcpu_op
 
 
-def _target(call: Call) -> Vcpu:
-    vcpus = domain_of(call).vcpus
+def _target(call: Call) -> VcpuState:
+    vcpus = call.domain.vcpus
     if call.args[1] >= len(vcpus):
         raise XenError(errno.ENOENT)
     return vcpus[call.args[1]]
 
 
-def _own(call: Call) -> Vcpu:
+def _own(call: Call) -> VcpuState:
     """Xen lets a vCPU register areas and set timers for itself only."""
     target = _target(call)
     if target is not call.vcpu:
@@ -67,8 +69,8 @@ def up(call: Call) -> None:
 def down(call: Call) -> None:
     """Stop it; a domain whose last vCPU stops has powered off."""
     vcpu = _target(call)
-    if not any(other.online for other in domain_of(call).vcpus if other is not vcpu):
-        domain_of(call).shutdown(ShutdownReason.poweroff)
+    if not any(other.online for other in call.domain.vcpus if other is not vcpu):
+        call.domain.shutdown(ShutdownReason.poweroff)
     else:
         vcpu.down()
 
@@ -110,7 +112,7 @@ def stop_periodic_timer(call: Call) -> None:
 def set_singleshot_timer(call: Call, op: SetSingleshotTimer) -> None:
     """One VIRQ_TIMER at an absolute system time."""
     vcpu = _own(call)
-    if op.flags & VCPU_SSHOTTMR_FUTURE and op.timeout_abs_ns < domain_of(call).system_time_ns():
+    if op.flags & VCPU_SSHOTTMR_FUTURE and op.timeout_abs_ns < call.domain.system_time_ns():
         raise XenError(errno.ETIME)
     vcpu.set_timer(op.timeout_abs_ns)
 

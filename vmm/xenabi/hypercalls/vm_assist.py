@@ -3,8 +3,9 @@
 import errno
 
 from vmm.xenabi.constants import Hypercall, VmAssist
-from vmm.xenabi.hypercalls.registry import domain_of, hypercall
-from vmm.xenabi.interfaces import Call, XenError
+from vmm.xenabi.hypercalls.registry import hypercall
+from vmm.xenabi.state import Call
+from vmm.xenabi.values import XenError
 
 ENABLE, DISABLE = 0, 1
 
@@ -17,4 +18,4 @@ def vm_assist(call: Call) -> None:
         raise XenError(errno.EINVAL)
     if command not in (ENABLE, DISABLE):
         raise XenError(errno.ENOSYS)
-    domain_of(call).vm_assist(assist, enabled=command == ENABLE)
+    call.domain.vm_assist(assist, enabled=command == ENABLE)

@@ -2,18 +2,19 @@
 
 import errno
 
-from vmm.xenabi.constants import PAGE_BYTES, Feature, Hypercall
-from vmm.xenabi.hypercalls.registry import domain_of, suboperation
-from vmm.xenabi.interfaces import Call, XenError
+from vmm.xenabi.constants import PAGE_BYTES, Hypercall, XenFeature
+from vmm.xenabi.hypercalls.registry import suboperation
+from vmm.xenabi.state import Call
 from vmm.xenabi.structs import FeatureInfo, PlatformParameters
+from vmm.xenabi.values import XenError
 
 PVH_FEATURES = (
-    Feature.writable_page_tables,
-    Feature.auto_translated_physmap,
-    Feature.hvm_callback_vector,
-    Feature.hvm_safe_pvclock,
-    Feature.memory_op_vnode_supported,
-    Feature.not_direct_mapped,
+    XenFeature.writable_page_tables,
+    XenFeature.auto_translated_physmap,
+    XenFeature.hvm_callback_vector,
+    XenFeature.hvm_safe_pvclock,
+    XenFeature.memory_op_vnode_supported,
+    XenFeature.not_direct_mapped,
 )
 """What Xen 4.17 offers a PVH domU: 0x12305."""
 
@@ -29,20 +30,20 @@ def _text(call: Call, *fields: tuple[str, int]) -> int:
 @suboperation(Hypercall.xen_version, 0, "version")
 def version(call: Call) -> int:
     """The version, major in the upper 16 bits; takes no structure."""
-    identity = domain_of(call).identity
+    identity = call.domain.identity
     return identity.major << 16 | identity.minor
 
 
 @suboperation(Hypercall.xen_version, 1, "extraversion", names=("buffer",))
 def extraversion(call: Call) -> int:
     """xen_extraversion_t, 16 characters."""
-    return _text(call, (domain_of(call).identity.extra, 16))
+    return _text(call, (call.domain.identity.extra, 16))
 
 
 @suboperation(Hypercall.xen_version, 2, "compile_info", names=("buffer",))
 def compile_info(call: Call) -> int:
     """xen_compile_info_t: compiler, by whom, where, when."""
-    identity = domain_of(call).identity
+    identity = call.domain.identity
     return _text(
         call,
         (identity.compiler, 64),
@@ -55,13 +56,13 @@ def compile_info(call: Call) -> int:
 @suboperation(Hypercall.xen_version, 3, "capabilities", names=("buffer",))
 def capabilities(call: Call) -> int:
     """xen_capabilities_info_t, 1024 characters."""
-    return _text(call, (domain_of(call).identity.capabilities, 1024))
+    return _text(call, (call.domain.identity.capabilities, 1024))
 
 
 @suboperation(Hypercall.xen_version, 4, "changeset", names=("buffer",))
 def changeset(call: Call) -> int:
     """xen_changeset_info_t, 64 characters."""
-    return _text(call, (domain_of(call).identity.changeset, 64))
+    return _text(call, (call.domain.identity.changeset, 64))
 
 
 @suboperation(Hypercall.xen_version, 5, "platform_parameters", arg=PlatformParameters, out=True)
@@ -76,8 +77,8 @@ def get_features(call: Call, info: FeatureInfo) -> None:
     if info.submap_idx != 0:
         raise XenError(errno.EINVAL)
     info.submap = sum(1 << feature for feature in PVH_FEATURES)
-    if domain_of(call).privileged:
-        info.submap |= 1 << Feature.dom0
+    if call.domain.privileged:
+        info.submap |= 1 << XenFeature.dom0
 
 
 @suboperation(Hypercall.xen_version, 7, "pagesize")
@@ -89,16 +90,16 @@ def pagesize(call: Call) -> int:
 @suboperation(Hypercall.xen_version, 8, "guest_handle", names=("buffer",))
 def guest_handle(call: Call) -> None:
     """The domain's UUID, 16 bytes."""
-    call.vcpu.write_virtual(call.args[1], domain_of(call).handle)
+    call.vcpu.write_virtual(call.args[1], call.domain.handle)
 
 
 @suboperation(Hypercall.xen_version, 9, "commandline", names=("buffer",))
 def commandline(call: Call) -> int:
     """xen_commandline_t, 1024 characters; a domU is told nothing, as in Xen."""
-    return _text(call, ("" if domain_of(call).privileged else "<denied>", 1024))
+    return _text(call, ("" if call.domain.privileged else "<denied>", 1024))
 
 
 @suboperation(Hypercall.xen_version, 10, "build_id", names=("buffer",))
 def build_id(call: Call) -> int:
     """Refused to a domU; pyvmm has no build id to give a dom0."""
-    raise XenError(errno.ENODATA if domain_of(call).privileged else errno.EPERM)
+    raise XenError(errno.ENODATA if call.domain.privileged else errno.EPERM)

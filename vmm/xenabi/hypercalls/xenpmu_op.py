@@ -4,7 +4,8 @@ import errno
 
 from vmm.xenabi.constants import Hypercall
 from vmm.xenabi.hypercalls.registry import hypercall
-from vmm.xenabi.interfaces import Call, XenError
+from vmm.xenabi.state import Call
+from vmm.xenabi.values import XenError
 
 
 @hypercall(Hypercall.xenpmu_op, "op", "arg")

@@ -1,0 +1,312 @@
+"""Event channels over the 2-level ABI."""
+
+import errno
+import threading
+import time
+from functools import partial
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.unit.fakes import Bytes, Domain, Vcpu
+from vmm.kvm import EventTable
+from vmm.xenabi.constants import EvtchnStatusKind, Virq
+from vmm.xenabi.cstruct import Abi
+from vmm.xenabi.evtchn import EventChannels
+from vmm.xenabi.evtchn_abi import TwoLevelLayout
+from vmm.xenabi.values import Domid, Port, VcpuId, XenError
+
+BACKEND = Domid(0)
+
+
+def refused(code: int) -> "pytest.RaisesExc[XenError]":
+    return pytest.raises(XenError, check=lambda error: error.code == code)
+
+
+@pytest.fixture
+def domain() -> Domain:
+    return Domain()
+
+
+def pending(domain: Domain, port: int) -> bool:
+    return bool(domain.shared_info.data[0x800 + port // 8] >> port % 8 & 1)
+
+
+def mask(domain: Domain, port: int) -> None:
+    domain.shared_info.data[0xA00 + port // 8] |= 1 << port % 8
+
+
+def test_ports_count_up_from_one_and_the_lowest_free_one_is_given_again(domain: Domain) -> None:
+    ports = [domain.events.alloc_unbound(BACKEND) for _ in range(3)]
+    assert ports == [1, 2, 3]
+    domain.events.close(2)
+    assert domain.events.alloc_unbound(BACKEND) == 2
+
+
+def test_ipi_sets_all_three_levels_and_interrupts(domain: Domain) -> None:
+    port = domain.events.bind_ipi(1)
+    domain.events.send(port)
+    vcpu = domain.vcpus[1]
+    assert pending(domain, port)
+    assert vcpu.info is not None
+    assert vcpu.info.data[0] == 1
+    assert vcpu.info.data[8] == 1
+    assert vcpu.upcalls == 1
+    assert domain.vcpus[0].upcalls == 0
+
+
+def test_second_send_before_the_guest_looks_does_not_interrupt_again(domain: Domain) -> None:
+    port = domain.events.bind_ipi(0)
+    domain.events.send(port)
+    domain.events.send(port)
+    assert domain.vcpus[0].upcalls == 1
+
+
+def test_masked_port_is_pending_but_silent(domain: Domain) -> None:
+    port = domain.events.bind_ipi(0)
+    mask(domain, port)
+    domain.events.send(port)
+    assert pending(domain, port)
+    assert domain.vcpus[0].upcalls == 0
+
+
+def test_unmask_delivers_pending_event_once(domain: Domain) -> None:
+    port = domain.events.bind_ipi(0)
+    mask(domain, port)
+    domain.events.send(port)
+    domain.events.unmask(port)
+    domain.events.unmask(port)
+    assert domain.vcpus[0].upcalls == 1
+
+
+def test_send_reaches_a_backend_that_has_connected(domain: Domain) -> None:
+    rings = []
+    port = domain.events.alloc_unbound(BACKEND)
+    domain.events.send(port)
+    domain.events.connect(port, BACKEND, Port(7), lambda: rings.append(port))
+    domain.events.send(port)
+    assert rings == [port]
+
+
+def test_only_the_named_domain_may_connect(domain: Domain) -> None:
+    port = domain.events.alloc_unbound(BACKEND)
+    with refused(errno.EINVAL):
+        domain.events.connect(port, Domid(5), Port(7), lambda: None)
+
+
+def test_loopback_delivers_both_ways_and_closing_one_end_unbinds_the_other(domain: Domain) -> None:
+    far = domain.events.alloc_unbound(domain.domid)
+    near = domain.events.bind_loopback(domain.domid, far)
+    domain.events.send(near)
+    assert pending(domain, far)
+    domain.events.send(far)
+    assert pending(domain, near)
+    domain.events.close(near)
+    channel = domain.events.status(far)
+    assert channel is not None
+    assert channel.kind is EvtchnStatusKind.unbound
+
+
+def test_timer_virq_is_bound_once_a_vcpu(domain: Domain) -> None:
+    first, second = (domain.events.bind_virq(Virq.TIMER, vcpu) for vcpu in (0, 1))
+    with refused(errno.EEXIST):
+        domain.events.bind_virq(Virq.TIMER, 0)
+    domain.events.send_virq(Virq.TIMER, VcpuId(1))
+    assert pending(domain, second)
+    assert not pending(domain, first)
+    domain.events.close(first)
+    assert domain.events.bind_virq(Virq.TIMER, 0) == first
+
+
+def test_virq_nobody_bound_is_dropped(domain: Domain) -> None:
+    domain.events.send_virq(Virq.TIMER, VcpuId(0))
+    assert not any(domain.shared_info.data)
+
+
+def test_closed_port_loses_its_pending_bit(domain: Domain) -> None:
+    port = domain.events.bind_ipi(0)
+    domain.events.send(port)
+    domain.events.close(port)
+    assert not pending(domain, port)
+    with refused(errno.EINVAL):
+        domain.events.send(port)
+    with refused(errno.EINVAL):
+        domain.events.close(port)
+
+
+def test_events_of_a_moved_port_go_to_the_new_vcpu(domain: Domain) -> None:
+    port = domain.events.alloc_unbound(BACKEND)
+    domain.events.bind_vcpu(port, 1)
+    domain.events.deliver(port)
+    assert domain.vcpus[1].upcalls == 1
+    ipi = domain.events.bind_ipi(0)
+    with refused(errno.EINVAL):
+        domain.events.bind_vcpu(ipi, 1)
+    with refused(errno.ENOENT):
+        domain.events.bind_vcpu(port, 2)
+
+
+class Kernel:
+    """Who would do some of it, and what it is told."""
+
+    active = False
+
+    def __init__(self) -> None:
+        self.told: list[tuple[object, ...]] = []
+
+    def bind_ipi(self, port: Port, vcpu: VcpuId) -> None:
+        self.told.append(("bind", port, vcpu))
+
+    def bind_eventfd(self, port: Port, fd: int) -> None:
+        self.told.append(("eventfd", port, fd))
+
+    def forget(self, port: Port) -> None:
+        self.told.append(("forget", port))
+
+    def timer_changed(self, vcpu: VcpuId) -> None:
+        self.told.append(("timer", vcpu))
+
+    def wake(self, vcpu: VcpuId) -> None:
+        self.told.append(("wake", vcpu))
+
+    def stop(self) -> None:
+        self.told.append(("stop",))
+
+
+def test_kernel_is_told_of_ipis_timers_events_and_the_fifo_abi(domain: Domain) -> None:
+    kernel = Kernel()
+    events = EventChannels(domain.vcpus, EventTable(len(domain.vcpus)), kernel=kernel)
+    events.attach(Bytes(), Abi.X86_64)
+    port = events.bind_ipi(1)
+    timer = events.bind_virq(Virq.TIMER, 1)
+    assert events.ipis() == [(port, 1)]
+    assert (events.port_of_virq(Virq.TIMER, VcpuId(1)), events.port_of_virq(Virq.TIMER, VcpuId(0))) == (timer, None)
+    events.deliver(timer)
+    events.close(timer)
+    events.close(port)
+    events.init_control(0, Bytes())
+    events.init_control(1, Bytes())
+    assert [told for told in kernel.told if told != ("forget", timer)] == [
+        ("bind", port, 1), ("timer", 1), ("wake", 1), ("timer", 1), ("forget", port), ("stop",),
+    ]  # fmt: skip
+
+
+def test_kernel_rings_a_back_end_until_either_end_closes(domain: Domain) -> None:
+    kernel = Kernel()
+    events = EventChannels(domain.vcpus, EventTable(len(domain.vcpus)), kernel=kernel)
+    for close in (lambda port, bell: events.disconnect(port, bell), lambda port, bell: events.close(port)):
+        rung: list[int] = []
+        port = events.alloc_unbound(BACKEND)
+        bell = partial(rung.append, 1)
+        events.connect(port, BACKEND, Port(0), bell, 77)
+        events.send(port)  # where the kernel does not
+        close(port, bell)
+        assert rung == [1]
+        assert kernel.told == [("eventfd", port, 77), ("forget", port)]
+        kernel.told.clear()
+        if events.status(port):
+            events.close(port)
+            kernel.told.clear()
+
+
+def test_a_back_end_that_lets_go_leaves_the_port_for_another() -> None:
+    events = EventChannels([Vcpu()], EventTable(1))
+    port = events.alloc_unbound(BACKEND)
+    first: list[int] = []
+    events.connect(port, BACKEND, Port(0), bell := partial(first.append, 1))
+    events.disconnect(port, lambda: None)  # not the one that is connected
+    events.send(port)
+    events.disconnect(port, bell)
+    events.send(port)
+    assert first == [1]
+    events.connect(port, BACKEND, Port(0), bell)
+
+
+def test_ports_run_out_with_enospc() -> None:
+    events = EventChannels([Vcpu()], EventTable(1), limit=4)
+    for _ in range(3):
+        events.alloc_unbound(BACKEND)
+    with refused(errno.ENOSPC):
+        events.alloc_unbound(BACKEND)
+
+
+@pytest.mark.parametrize(("abi", "mask_offset", "clock_offset"), [(Abi.X86_64, 0xA00, 0xC00), (Abi.X86_32, 0x880, 0x900)])
+def test_layout_is_the_headers(abi: Abi, mask_offset: int, clock_offset: int) -> None:
+    layout = TwoLevelLayout(abi)
+    assert (layout.mask_offset, layout.wall_clock_offset) == (mask_offset, clock_offset)
+
+
+@given(st.lists(st.tuples(st.sampled_from("aivsucbd"), st.integers(0, 70), st.integers(0, 3)), max_size=60))
+def test_any_sequence_of_operations_ends_in_an_errno_or_works(steps: list[tuple[str, int, int]]) -> None:
+    domain = Domain()
+    events = domain.events
+    for kind, port, vcpu in steps:
+        try:
+            match kind:
+                case "a":
+                    events.alloc_unbound(Domid(port % 2))
+                case "i":
+                    events.bind_ipi(vcpu)
+                case "v":
+                    events.bind_virq(port % 30, vcpu)
+                case "s":
+                    events.send(port)
+                case "u":
+                    events.unmask(port)
+                case "c":
+                    events.close(port)
+                case "b":
+                    events.bind_vcpu(port, vcpu)
+                case "d":
+                    events.bind_loopback(domain.domid, port)
+        except XenError as error:
+            assert error.code in (errno.EINVAL, errno.ENOENT, errno.EEXIST, errno.ENOSPC)
+    events.reset()
+    assert events.alloc_unbound(BACKEND) == 1
+
+
+def test_vcpu_without_info_gets_nothing_and_harms_nothing() -> None:
+    vcpu = Vcpu()
+    vcpu.info = None
+    events = EventChannels([vcpu], EventTable(1))
+    events.attach(Bytes(), Abi.X86_64)
+    events.send(events.bind_ipi(0))
+    assert vcpu.upcalls == 0
+
+
+def poll(domain: Domain, ports: list[int], timeout_s: float) -> float:
+    started = time.monotonic()
+    domain.events.poll(domain.vcpus[0], ports, timeout_s)
+    return time.monotonic() - started
+
+
+def test_poll_returns_at_once_for_a_pending_port_even_a_masked_one(domain: Domain) -> None:
+    port = domain.events.bind_ipi(0)
+    mask(domain, port)
+    domain.events.send(port)
+    assert domain.vcpus[0].upcalls == 0
+    assert poll(domain, [port], 60) < 30
+
+
+def test_poll_waits_until_another_vcpu_sends(domain: Domain) -> None:
+    port = domain.events.bind_ipi(0)
+    mask(domain, port)
+    sender = threading.Timer(0.05, domain.events.send, [port])
+    sender.start()
+    assert poll(domain, [port], 60) < 30
+    sender.join()
+
+
+def test_poll_ends_with_its_timeout_and_for_any_upcall_to_take(domain: Domain) -> None:
+    quiet, other = domain.events.bind_ipi(0), domain.events.bind_ipi(0)
+    assert poll(domain, [quiet], 0.05) >= 0.05
+    domain.events.send(other)
+    assert poll(domain, [quiet], 60) < 30
+
+
+def test_poll_of_a_port_beyond_the_range_is_einval(domain: Domain) -> None:
+    with refused(errno.EINVAL):
+        poll(domain, [0], 0)
+    with refused(errno.EINVAL):
+        poll(domain, [1 << 20], 0)

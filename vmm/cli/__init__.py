@@ -1,0 +1,1 @@
+"""The commands: one file each, one table of options."""

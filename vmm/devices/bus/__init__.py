@@ -1,0 +1,1 @@
+"""How devices meet their guest: ports, addresses, PCI, and xenbus."""

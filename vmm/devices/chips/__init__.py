@@ -1,0 +1,1 @@
+"""The chips of a PC, and the ports of a PVH guest."""

@@ -1,0 +1,1 @@
+"""Rings and pages that a guest has granted to the back ends."""

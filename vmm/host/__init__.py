@@ -1,0 +1,1 @@
+"""This machine: event loops, sockets, helper programs, consoles' other ends, the log."""

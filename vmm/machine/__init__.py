@@ -1,0 +1,1 @@
+"""What runs: the hypervisor, domains, vCPUs, memory, clocks and interrupts."""

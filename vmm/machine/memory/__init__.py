@@ -1,0 +1,1 @@
+"""Guest-physical memory, and the walk of a guest's page tables."""

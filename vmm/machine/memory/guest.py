@@ -1,0 +1,443 @@
+"""Guest-physical memory: regions that know their backing, checked access, and pages that come and go.
+
+Writers of the region list (the domain's creation, hypercalls that place pages) hold `_lock`; readers take the list as it
+is, which is never changed in place.  A region, once there, stays until the domain ends, so no access can fault.
+"""
+
+import errno
+import threading
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+
+from vmm.errors import PyvmmError
+from vmm.kvm import PAGE_BYTES, HostMemory, KvmError, PageFile, SlotFlag, VmFd
+from vmm.kvm.hostmem import exchange_32, fetch_and_64, fetch_or_64, mark_entries, unmark_entries
+from vmm.xenabi.constants import E820
+from vmm.xenabi.values import Gfn, Gpa, MemmapEntry, XenError
+
+Result = TypeVar("Result")
+GIB = 1 << 30
+LOW_RAM_END = 0xF000_0000
+"""Where RAM below 4 GiB ends at the latest (Xen: HVM_BELOW_4G_MMIO_START)."""
+
+HIGH_RAM_START = 4 * GIB
+BIOS_AREA = (0xA0000, 0x100000)
+WINDOW_BYTES = 2 << 20
+MAX_WINDOWS = 512
+ADDRESS_LIMIT = 1 << 40
+LAPIC_START = 0xFEE0_0000
+
+
+_SHARING = threading.RLock()
+"""Guards who shows whose pages, in all domains; taken before a domain's own lock."""
+
+
+class MemoryFault(PyvmmError):
+    """No guest memory at an address."""
+
+
+class Region:
+    """A stretch of guest memory: where it is, its host mapping, and its slot in KVM."""
+
+    __slots__ = ("absent", "end", "host", "slot", "start")
+
+    def __init__(self, start: int, host: HostMemory, slot: int) -> None:
+        self.start = start
+        self.end = start + host.size_bytes
+        self.host = host
+        self.slot = slot
+        self.absent: bytearray | None = None
+        """One byte a page: 1 where the guest has given it back.  Made when it first does."""
+
+
+class SharedBytes:
+    """A piece of guest memory that hypervisor and guest both change; stays valid as long as its domain."""
+
+    __slots__ = ("_host", "_offset", "address", "size_bytes")
+
+    def __init__(self, host: HostMemory, offset_bytes: int, size_bytes: int) -> None:
+        self._host = host
+        self._offset = offset_bytes
+        self.size_bytes = size_bytes
+        self.address = host.address + offset_bytes
+        """Where it is in this process: for as long as the domain lives, whatever the guest puts there."""
+
+    def read(self, offset_bytes: int, size_bytes: int) -> bytes:
+        start = self._offset + offset_bytes
+        return bytes(self._host.view[start : start + size_bytes])
+
+    def write(self, offset_bytes: int, data: bytes) -> None:
+        start = self._offset + offset_bytes
+        self._host.view[start : start + len(data)] = data
+
+    def words(self) -> memoryview:
+        return self._host.view[self._offset : self._offset + self.size_bytes].cast("I")
+
+    def fetch_or_64(self, offset_bytes: int, bits: int) -> int:
+        return fetch_or_64(self.address + offset_bytes, bits)
+
+    def fetch_and_64(self, offset_bytes: int, bits: int) -> int:
+        return fetch_and_64(self.address + offset_bytes, bits)
+
+    def exchange_32(self, offset_bytes: int, expected: int, wanted: int) -> int:
+        return exchange_32(self.address + offset_bytes, expected, wanted)
+
+    def mark_entries(self, numbers: Sequence[int], usual: int, ignored: int, bits: int) -> list[int]:
+        return mark_entries(self.address, numbers, usual, ignored, bits)
+
+    def unmark_entries(self, numbers: Sequence[int], bits: int) -> None:
+        unmark_entries(self.address, numbers, bits)
+
+
+class GuestMemory:
+    """One domain's guest-physical address space, shown to KVM as memory slots.
+
+    `shareable`: other domains may map its pages, which then live in files.
+    """
+
+    def __init__(self, vm: VmFd, xen_pages: int, *, shareable: bool = False) -> None:
+        self._vm = vm
+        self._lock = threading.Lock()
+        self._regions: list[Region] = []
+        self._starts: list[int] = []
+        self._map: list[MemmapEntry] = []
+        self._windows = 0
+        self._ram_bytes = 0
+        self._pages = 0
+        self._maximum_gfn = Gfn(0)
+        self._low_end = LOW_RAM_END
+        self._holes: list[tuple[int, int]] = [(LAPIC_START, LAPIC_START + PAGE_BYTES)]
+        # Xen's own pages: the hypervisor sees them here, the guest where it asks for them.
+        self._xen_file = PageFile("pyvmm-xen-pages", xen_pages)
+        self.xen_pages = HostMemory(xen_pages * PAGE_BYTES, file=self._xen_file)
+        self._placed: dict[int, Gfn] = {}
+        self._shareable = shareable
+        self._closed = False
+        self._foreign: dict[Gfn, tuple[GuestMemory, Gfn]] = {}
+        """What other domains' pages are shown here, under `_SHARING`."""
+        self._lent: dict[Gfn, set[tuple[GuestMemory, Gfn]]] = {}
+        """Where pages of this domain are shown, likewise."""
+
+    # ------------------------------------------------------------------------------------ building
+
+    def _add(self, start: int, host: HostMemory) -> Region:
+        region = Region(start, host, len(self._regions))
+        self._vm.set_memory(region.slot, start, host.size_bytes, host.address, SlotFlag.NONE)
+        self._regions = sorted([*self._regions, region], key=lambda known: known.start)
+        self._starts = [known.start for known in self._regions]
+        return region
+
+    def _memory(self, size_bytes: int, *, huge_pages: bool = False) -> HostMemory:
+        file = PageFile("pyvmm-guest", size_bytes // PAGE_BYTES) if self._shareable else None
+        return HostMemory(size_bytes, huge_pages=huge_pages, file=file)
+
+    def add_ram(self, size_bytes: int, low_end: int = LOW_RAM_END) -> None:
+        """RAM from 0 up, split around the hole from `low_end` to 4 GiB.  PyvmmError where the host cannot reserve it."""
+        self._low_end = low_end
+        low = min(size_bytes, low_end)
+        try:
+            self._add(0, self._memory(low, huge_pages=True))
+            if size_bytes > low:
+                self._add(HIGH_RAM_START, self._memory(size_bytes - low, huge_pages=True))
+        except KvmError as error:
+            raise PyvmmError(f"this host cannot reserve {size_bytes >> 20} MiB for the guest: {error}") from None
+        self._ram_bytes = size_bytes
+        self._pages = size_bytes // PAGE_BYTES
+        top = low if size_bytes == low else HIGH_RAM_START + size_bytes - low
+        self._maximum_gfn = Gfn(top // PAGE_BYTES - 1)
+        self._map += [
+            MemmapEntry(Gpa(0), BIOS_AREA[0], E820.RAM),
+            MemmapEntry(Gpa(BIOS_AREA[0]), BIOS_AREA[1] - BIOS_AREA[0], E820.RESERVED),
+            MemmapEntry(Gpa(BIOS_AREA[1]), low - BIOS_AREA[1], E820.RAM),
+        ]
+        if size_bytes > low:
+            self._map.append(MemmapEntry(Gpa(HIGH_RAM_START), size_bytes - low, E820.RAM))
+
+    def add_special(self, gpa: int, size_bytes: int, kind: E820, used_bytes: int | None = None) -> None:
+        """Memory that is not RAM to the guest (tables, special pages); the map shows `used_bytes` of it."""
+        self._add(gpa, self._memory(-(-size_bytes // PAGE_BYTES) * PAGE_BYTES))
+        self._map.append(MemmapEntry(Gpa(gpa), used_bytes or size_bytes, kind))
+
+    def reserve(self, start: int, size_bytes: int, *, shown: bool = True) -> None:
+        """Keep addresses for devices: no memory will ever be there.  `shown`: also in the memory map."""
+        self._holes.append((start, start + size_bytes))
+        if shown:
+            self._map.append(MemmapEntry(Gpa(start), size_bytes, E820.RESERVED))
+
+    def release(self, gfn: Gfn) -> bool:
+        """The guest gives a page of its RAM back to the host; False where it has none there."""
+        with _SHARING, self._lock:
+            region = self.find(gfn * PAGE_BYTES)
+            if region is None:
+                return False
+            if region.absent is None:
+                region.absent = bytearray((region.end - region.start) // PAGE_BYTES)
+            index = gfn - region.start // PAGE_BYTES
+            if region.absent[index]:
+                return False
+            if gfn in self._foreign or gfn in self._placed.values():
+                self._vacate(gfn)
+                self._blank(gfn)
+            else:
+                self._revoke(gfn)
+                region.host.discard(index * PAGE_BYTES, PAGE_BYTES)
+                self._pages -= 1
+            region.absent[index] = 1
+            return True
+
+    def populate(self, gfn: Gfn) -> bool:
+        """The guest gets a fresh page at `gfn`, within what it may have; False where that is not possible."""
+        with self._lock:
+            region = self.find(gfn * PAGE_BYTES)
+            index = 0 if region is None else gfn - region.start // PAGE_BYTES
+            if region is not None and not (region.absent and region.absent[index]):
+                return True
+            if self._pages >= self.maximum_pages:
+                return False
+            try:
+                region = self._populated(gfn)
+            except XenError:
+                return False
+            if region.absent is not None:
+                region.absent[gfn - region.start // PAGE_BYTES] = 0
+            self._pages += 1
+            self._maximum_gfn = max(self._maximum_gfn, gfn)
+            return True
+
+    def map(self) -> list[MemmapEntry]:
+        """The memory map that the guest is told, by address."""
+        return sorted(self._map)
+
+    @property
+    def pages(self) -> int:
+        """Pages of RAM that the guest has now."""
+        return self._pages
+
+    @property
+    def maximum_pages(self) -> int:
+        """Pages of RAM that it may have: those that it started with."""
+        return self._ram_bytes // PAGE_BYTES
+
+    @property
+    def maximum_gfn(self) -> Gfn:
+        """The highest gfn that has held a page."""
+        return self._maximum_gfn
+
+    @property
+    def low_ram_bytes(self) -> int:
+        """RAM below 4 GiB, where images and modules go."""
+        return min(self._ram_bytes, self._low_end)
+
+    def ram(self) -> list[tuple[int, int, int]]:
+        """The stretches of RAM that it started with: start, end, and the host address of the start."""
+        ends = (0, self.low_ram_bytes), (HIGH_RAM_START, HIGH_RAM_START + self._ram_bytes - self._low_end)
+        found = [(start, end, self.find(start)) for start, end in ends if end > start]
+        return [(start, end, region.host.address) for start, end, region in found if region is not None]
+
+    # ------------------------------------------------------------------------------------- access
+
+    def find(self, gpa: int) -> Region | None:
+        """The region that holds an address."""
+        index = bisect_right(self._starts, gpa) - 1
+        if index >= 0:
+            region = self._regions[index]
+            if gpa < region.end:
+                return region
+        return None
+
+    def view(self, gpa: int, size_bytes: int) -> memoryview:
+        """Writable bytes within one region; MemoryFault where they are not all there."""
+        region = self.find(gpa)
+        if region is None or size_bytes > region.end - gpa:
+            raise MemoryFault(f"the guest has no memory at {gpa:#x}, {size_bytes} bytes")
+        start = gpa - region.start
+        return region.host.view[start : start + size_bytes]
+
+    def read(self, gpa: int, size_bytes: int) -> bytes:
+        """A copy of guest-physical bytes; MemoryFault where there is no memory."""
+        return bytes(self.view(gpa, size_bytes))
+
+    def write(self, gpa: int, data: bytes | memoryview) -> None:
+        """To guest-physical memory; MemoryFault where there is none."""
+        self.view(gpa, len(data))[:] = data
+
+    def take(self, gpa: int, other: HostMemory, start_bytes: int, size_bytes: int) -> None:
+        """Bytes of the host's memory come here, and as far as they can be their pages (`HostMemory.take`).  MemoryFault."""
+        self.view(gpa, size_bytes)
+        region = self.find(gpa)
+        assert region is not None
+        region.host.take(gpa - region.start, other, start_bytes, size_bytes)
+
+    def page(self, gfn: Gfn) -> memoryview:
+        """One page's bytes, for a back end to read and write; XenError(EINVAL) where there is none."""
+        try:
+            return self.view(gfn * PAGE_BYTES, PAGE_BYTES)
+        except MemoryFault:
+            raise XenError(errno.EINVAL) from None
+
+    def shared(self, gpa: int, size_bytes: int) -> SharedBytes:
+        """A piece that the hypervisor keeps using; XenError(EINVAL) where there is no memory."""
+        region = self.find(gpa)
+        if region is None or size_bytes > region.end - gpa:
+            raise XenError(errno.EINVAL)
+        return SharedBytes(region.host, gpa - region.start, size_bytes)
+
+    def xen_page(self, page: int, pages: int = 1) -> SharedBytes:
+        """The hypervisor's view of one of Xen's own pages, or of several."""
+        return SharedBytes(self.xen_pages, page * PAGE_BYTES, pages * PAGE_BYTES)
+
+    # ------------------------------------------------------------------------- pages that come and go
+
+    def place_xen_page(self, gfn: Gfn, page: int) -> None:
+        """Show one of Xen's pages at `gfn` and nowhere else; unpopulated space becomes memory.
+
+        XenError(EINVAL) outside the address space, XenError(ENOSPC) after too many windows.
+        """
+        with _SHARING, self._lock:
+            region = self._populated(gfn)
+            before = self._placed.get(page)
+            if before is not None and before != gfn:
+                self._vacate(before)
+                self._blank(before)
+            self._vacate(gfn)
+            region.host.show(gfn * PAGE_BYTES - region.start, self._xen_file, page)
+            self._placed[page] = gfn
+            self._maximum_gfn = max(self._maximum_gfn, gfn)
+
+    def placed_at(self, page: int) -> Gfn | None:
+        """Where one of Xen's pages is shown."""
+        return self._placed.get(page)
+
+    def remove_page(self, gfn: Gfn) -> None:
+        """Give the page at `gfn` back to the host; XenError(EINVAL) where there is none."""
+        with _SHARING, self._lock:
+            if self.find(gfn * PAGE_BYTES) is None:
+                raise XenError(errno.EINVAL)
+            self._vacate(gfn)
+            self._blank(gfn)
+
+    def _vacate(self, gfn: Gfn) -> None:
+        """What is shown at a gfn goes: a page of its own to the host, and from whoever else has it mapped."""
+        self._revoke(gfn)
+        if gfn in self._foreign:
+            self._forget_foreign(gfn)
+            return
+        if gfn in self._placed.values():
+            self._placed = {page: at for page, at in self._placed.items() if at != gfn}
+            return
+        region = self.find(gfn * PAGE_BYTES)
+        if region is None or region.host.file is None:
+            return  # an anonymous page goes when another is put in its place
+        index = gfn - region.start // PAGE_BYTES
+        if region.absent is None or not region.absent[index]:
+            region.host.discard(index * PAGE_BYTES, PAGE_BYTES)
+
+    # ----------------------------------------------------------------------- pages of other domains
+
+    def map_foreign(self, gfn: Gfn, source: "GuestMemory", source_gfn: Gfn, *, writable: bool = True) -> None:
+        """Show a page of another domain's RAM at `gfn`, until one of the two removes it or ends.
+
+        XenError(EINVAL) where one of the places cannot be, XenError(ENOMEM) where the host has too many mappings.
+        """
+        with _SHARING:
+            file, page = source._own_page(source_gfn)
+            with self._lock:
+                region = self._populated(gfn)
+                self._vacate(gfn)
+                try:
+                    region.host.show(gfn * PAGE_BYTES - region.start, file, page, writable=writable)
+                except KvmError:
+                    raise XenError(errno.ENOMEM) from None
+                self._foreign[gfn] = source, source_gfn
+                source._lent.setdefault(source_gfn, set()).add((self, gfn))
+                self._maximum_gfn = max(self._maximum_gfn, gfn)
+
+    def unmap_foreign(self, gfn: Gfn) -> bool:
+        """End what `map_foreign` has begun; False where it has ended before."""
+        with _SHARING, self._lock:
+            if gfn not in self._foreign:
+                return False
+            self._forget_foreign(gfn)
+            self._blank(gfn)
+            return True
+
+    def with_page(self, gfn: Gfn, use: Callable[[memoryview], Result]) -> Result:
+        """Do something with a page of a domain, another's perhaps, that does not end meanwhile.  XenError(EINVAL)."""
+        with _SHARING:
+            return use(self.page(gfn))
+
+    def _own_page(self, gfn: Gfn) -> tuple[PageFile, int]:
+        """The file that holds a page of this domain's RAM, and where; XenError(EINVAL)."""
+        region = self.find(gfn * PAGE_BYTES)
+        if region is None or region.host.file is None or gfn in self._foreign or gfn in self._placed.values():
+            raise XenError(errno.EINVAL)
+        index = gfn - region.start // PAGE_BYTES
+        if region.absent is not None and region.absent[index]:
+            raise XenError(errno.EINVAL)
+        return region.host.file, index
+
+    def _forget_foreign(self, gfn: Gfn) -> None:
+        found = self._foreign.pop(gfn, None)
+        if found is not None:
+            source, source_gfn = found
+            places = source._lent.get(source_gfn, set())
+            places.discard((self, gfn))
+            if not places:
+                source._lent.pop(source_gfn, None)
+
+    def _revoke(self, gfn: Gfn) -> None:
+        """A page goes: nobody else keeps it."""
+        for other, at in self._lent.pop(gfn, ()):
+            other._foreign.pop(at, None)
+            other._blank(at)
+
+    @property
+    def shown_foreign(self) -> int:
+        """How many pages of other domains are shown here."""
+        return len(self._foreign)
+
+    def _blank(self, gfn: Gfn) -> None:
+        region = self.find(gfn * PAGE_BYTES)
+        assert region is not None
+        region.host.blank(gfn * PAGE_BYTES - region.start, PAGE_BYTES)
+
+    def _populated(self, gfn: Gfn) -> Region:
+        gpa = gfn * PAGE_BYTES
+        region = self.find(gpa)
+        if region is not None:
+            return region
+        if self._closed:
+            raise XenError(errno.ESRCH)
+        if gpa >= ADDRESS_LIMIT or any(first <= gpa < last for first, last in self._holes):
+            raise XenError(errno.EINVAL)
+        if self._windows == MAX_WINDOWS:
+            raise XenError(errno.ENOSPC)
+        self._windows += 1
+        start, end = gpa & -WINDOW_BYTES, (gpa & -WINDOW_BYTES) + WINDOW_BYTES
+        taken = [*((known.start, known.end) for known in self._regions), *self._holes]
+        for first, last in taken:  # a window must not run into its neighbours, nor hide a device
+            if last <= gpa:
+                start = max(start, last)
+            if first > gpa:
+                end = min(end, first)
+        window = self._add(start, self._memory(end - start))
+        if self._shareable:  # nothing is there to be given back, nor to be shared
+            window.absent = bytearray(b"\1" * ((end - start) // PAGE_BYTES))
+        return window
+
+    def close(self) -> None:
+        """Release everything; the domain's vCPUs have ended and its slots go with its machine."""
+        with _SHARING, self._lock:
+            self._closed = True
+            for gfn in list(self._lent):
+                self._revoke(gfn)
+            for gfn in list(self._foreign):
+                self._forget_foreign(gfn)
+            regions, self._regions, self._starts = self._regions, [], []
+            for region in regions:
+                region.host.close()
+                if region.host.file is not None:
+                    region.host.file.close()
+            self.xen_pages.close()
+            self._xen_file.close()

@@ -1,0 +1,1 @@
+"""Who looks on: traces, statistics, the timeline, faults, GDB."""

@@ -1,0 +1,132 @@
+"""From what a user asks for to what a guest starts from: its image, its initrd, its command line."""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from vmm.boot.elf import ElfImage
+from vmm.boot.image import Loading, load_image, open_file
+from vmm.boot.pvh import Module
+from vmm.config.domain import DomainConfig
+from vmm.devices.chips.exit_port import EXIT_PORT
+from vmm.host import log
+
+if TYPE_CHECKING:
+    from vmm.devices.block.spec import Disk
+    from vmm.devices.net.spec import Net
+    from vmm.devices.ninep.spec import Share
+
+_HOST_ROOT = "root=host rootfstype=9p rootflags=trans=xen,version=9p2000.L,cache=loose,msize=262144 ro"
+
+
+class Start(NamedTuple):
+    """What is to be started, beside the domain's own configuration."""
+
+    command: str | None = None
+    """A shell command, instead of a shell."""
+    default_initrd: bool = True
+    modules: Path | None = None
+    host_root: bool = False
+    agent: bool = False
+    """Whether the default initrd answers on a channel, for `vmm.testing`."""
+
+
+class Prepared(NamedTuple):
+    """What a guest starts from, and whether its initrd is pyvmm's own."""
+
+    config: DomainConfig
+    image: ElfImage
+    modules: list[Module]
+    own_initrd: bool
+
+
+def prepare(config: DomainConfig, start: Start, loading: Loading | None = None) -> Prepared:
+    """Open the files, the image's where it is not on its way already, and make what is missing.  PyvmmError."""
+    if start.host_root:
+        config = config._replace(command_line=f"{_HOST_ROOT} {config.command_line}".strip())
+    image = load_image(config.image) if loading is None else loading.image()
+    modules: list[Module] = []
+    own_initrd = False
+    if config.initrd is not None:
+        modules = [Module(f"the initrd {config.initrd}", memoryview(open_file(config.initrd, "initrd")))]
+    elif start.default_initrd and (image.is_linux or start.command is not None):
+        modules = [Module("the initrd made of busybox", memoryview(_initramfs(config, start, is_linux=image.is_linux)))]
+        own_initrd = True
+    if image.is_linux:
+        config = config._replace(command_line=linux_command_line(config.command_line, start.command))
+    return Prepared(config, image, modules, own_initrd)
+
+
+def _initramfs(config: DomainConfig, start: Start, *, is_linux: bool) -> bytes:
+    from vmm.boot.initramfs import Root, WindowSize, command_initramfs, dhcp_script, shell_initramfs
+
+    root, modules = Root.NONE, _modules(config, start) if is_linux else []
+    if any(word.startswith("root=") for word in config.command_line.split()):
+        root = Root.SWITCH if start.command is None and not start.host_root else Root.STAY
+    network = dhcp_script([f"eth{index}" for index, net in enumerate(config.nets) if net.kind == "user"])
+    if start.command is not None:
+        return command_initramfs(
+            start.command, EXIT_PORT, plain_newlines=not os.isatty(0), root=root, modules=modules, network=network
+        )
+    window = WindowSize(*reversed(os.get_terminal_size(0))) if os.isatty(0) and not start.agent else None
+    return shell_initramfs(window, root, modules, network, agent=start.agent)
+
+
+def _modules(config: DomainConfig, start: Start) -> list[tuple[str, bytes]]:
+    """The drivers that the guest needs for its devices, where its kernel has them as modules."""
+    names = ["virtio_blk" if config.initial else "xen_blkfront", "crc32c_generic", "ext4"] if config.disks else []
+    names += ["virtio_net" if config.initial else "xen_netfront"] if config.nets else []
+    if config.initial:
+        names += ["xen_evtchn", "xen_gntdev", "xen_gntalloc", "xen_privcmd", "xenfs", "button"]
+        names += ["virtio_pci"] if config.disks or config.nets else []
+    names += ["9pnet_xen", "9p"] if config.shares else []
+    names += [word.partition("=")[2] for word in config.command_line.split() if word.startswith("rootfstype=")]
+    if not names:
+        return []
+    from vmm.boot.modules import ModuleFolder, module_folder
+
+    folder = start.modules or module_folder(config.image)
+    if folder is None:
+        log.get(__name__).warning(
+            "no modules for this kernel are known, so the guest has only the drivers that are built in: give --modules DIR"
+        )
+        return []
+    return ModuleFolder(folder).closure(names)
+
+
+def parse_disks(texts: Sequence[str]) -> "tuple[Disk, ...]":
+    """Disks from what `--disk` takes, named in order; imports nothing where there are none.  UsageError."""
+    if not texts:
+        return ()
+    from vmm.devices.block.spec import device_name, parse_disk
+
+    return tuple(parse_disk(text, device_name(index)) for index, text in enumerate(texts))
+
+
+def parse_nets(texts: Sequence[str]) -> "tuple[Net, ...]":
+    """Network cards from what `--net` takes, likewise.  UsageError."""
+    if not texts:
+        return ()
+    from vmm.devices.net.spec import parse_net
+
+    return tuple(map(parse_net, texts))
+
+
+def parse_shares(texts: Sequence[str]) -> "tuple[Share, ...]":
+    """Shared folders from what `--share` takes, likewise.  UsageError."""
+    if not texts:
+        return ()
+    from vmm.devices.ninep.spec import parse_share
+
+    return tuple(parse_share(text, f"share{index}") for index, text in enumerate(texts))
+
+
+def linux_command_line(append: str, command: str | None) -> str:
+    """What a kernel developer means: the Xen console unless another is named, and silence around a command's output."""
+    words = append.split()
+    defaults = [] if any(word.startswith("console=") for word in words) else ["console=hvc0"]
+    chatty = ("loglevel=", "ignore_loglevel", "debug", "earlyprintk")
+    if command is not None and not any(word.startswith(chatty) for word in words):
+        defaults += ["quiet", "loglevel=0"]
+    return " ".join([*defaults, append] if append else defaults)
