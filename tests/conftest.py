@@ -10,7 +10,7 @@ import pytest
 
 from vmm.errors import PyvmmError
 from vmm.kvm import System, XenFlag
-from vmm.machine.hypervisor import plan_hypercalls  # noqa: F401  (imported early: the first import is slow in an L1)
+from vmm.toolstack.transports import plan_hypercalls  # noqa: F401  (imported early: the first import is slow in an L1)
 from vmm.xenabi.transport import Transport
 
 # No example database: the tree may be read-only.  Deadlines would time the machine, not the code.

@@ -9,8 +9,10 @@ from vmm.boot.image import load_image
 from vmm.boot.pvh import Module
 from vmm.config.domain import DomainConfig
 from vmm.kvm import System
-from vmm.machine.domain import Domain, Outcome
+from vmm.machine.domain import Domain
 from vmm.machine.hypervisor import Hypervisor
+from vmm.machine.lifecycle import Outcome
+from vmm.toolstack.build import build
 from vmm.xenabi.values import Domid, Gfn, GrantRef
 
 
@@ -53,14 +55,14 @@ def share_pages(domain: Domain) -> None:
 
 
 @contextmanager
-def running(config: DomainConfig, modules: list[Module] | None = None) -> Iterator[tuple[Domain, Transcript]]:
-    """A started domain; stopped and released at the end."""
+def running(config: DomainConfig, modules: list[Module] | None = None, **how: bool) -> Iterator[tuple[Domain, Transcript]]:
+    """A started domain, built as `how` says; stopped and released at the end."""
     system = System()
     hypervisor = Hypervisor(system)
     transcript = Transcript()
     try:
-        domain = hypervisor.create_domain(config.checked(), load_image(config.image), modules or [], transcript)
-        domain.start()
+        domain = build(hypervisor, config.checked(), load_image(config.image), modules or [], transcript, **how)
+        domain.unpause()
         yield domain, transcript
     finally:
         hypervisor.close()

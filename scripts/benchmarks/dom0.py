@@ -21,6 +21,7 @@ from vmm.config.features import COMBINATIONS
 from vmm.host.cpuinfo import cpu_flags
 from vmm.kvm import System
 from vmm.machine.hypervisor import Hypervisor
+from vmm.toolstack.build import build as build_domain
 from vmm.xenabi.transport import Transport
 
 TIMEOUT_S = 300
@@ -57,16 +58,16 @@ def measure(runs: int) -> list[Row]:
 def _calls(image: Path) -> list[float]:
     system = System()
     hypervisor, transcript = Hypervisor(system), Transcript()
-    config = DomainConfig(image, memory_bytes=64 << 20, shareable=True, transport=Transport.PAGE)
+    config = DomainConfig(image, memory_bytes=64 << 20, transport=Transport.PAGE)
     features = COMBINATIONS["pvh-dom0"]
     try:
         dom0, guest = (
-            hypervisor.create_domain(each.checked(), load_image(image), [], transcript)
+            build_domain(hypervisor, each.checked(), load_image(image), [], transcript, shareable=True)
             for each in (config._replace(features=features, own_xenstore=True), config)
         )
         share_pages(guest)
         khz = dom0.vcpus[0].kvm.tsc_khz()
-        dom0.start()
+        dom0.unpause()
         dom0.wait(TIMEOUT_S)
         dom0.stop()
         return printed_us(transcript, khz)

@@ -24,8 +24,8 @@ def measure(runs: int) -> list[Row]:
             vcpu = domain.vcpus[0]
             for _ in range(runs):
                 for in_loop, percent in percents.items():
-                    vcpu.time.in_loop = in_loop
-                    vcpu.time.choose_timekeeper()
+                    vcpu.clock.in_loop = in_loop
+                    vcpu.clock.choose_timekeeper()
                     before = vcpu.kvm.answered_in_loop
                     start, used = time.monotonic(), time.process_time()
                     time.sleep(SAMPLE_S)

@@ -12,12 +12,12 @@ from scripts.benchmarks.table import Row
 from tests.guests import Transcript, running
 from vmm.boot.image import load_image
 from vmm.config.domain import DomainConfig
-from vmm.devices.block.backend import open_disk
 from vmm.devices.block.spec import device_name, parse_disk
 from vmm.kvm import System
 from vmm.machine.domain import Domain
 from vmm.machine.hypervisor import Hypervisor
 from vmm.machine.memory.guest import GuestMemory
+from vmm.toolstack.build import build as build_domain
 from vmm.xenabi.transport import Transport
 from vmm.xenabi.values import Domid, Gfn, GrantRef
 
@@ -105,11 +105,11 @@ def _grant_us(domain: Domain, count: int, runs: int) -> list[float]:
 
 
 def _attach(domain: Domain, count: int, folder: Path) -> None:
-    assert domain.bus is not None
+    assert domain.devices is not None
     for index in range(count):
         path = folder / f"disk{index}"
         path.write_bytes(bytes(1 << 20))
-        domain.bus.attach(open_disk(parse_disk(str(path), device_name(index)), 1))
+        domain.devices.attach(parse_disk(str(path), device_name(index)))
 
 
 def _idle_percent() -> float:
@@ -132,8 +132,8 @@ def _guests(image: Path, count: int, runs: int) -> tuple[list[float], list[float
         for index in range(count):
             transcript = Transcript()
             config = DomainConfig(image, transport=Transport.PAGE, name=f"guest{index}").checked()
-            domain = hypervisor.create_domain(config, load_image(image), [], transcript)
-            domain.start()
+            domain = build_domain(hypervisor, config, load_image(image), [], transcript)
+            domain.unpause()
             until_said("asleep", domain, transcript)
         mib = (_resident_mib() - before) / count
         return [_idle_percent() / count for _ in range(runs)], [mib]

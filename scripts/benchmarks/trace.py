@@ -27,19 +27,17 @@ def measure(runs: int) -> list[Row]:
             "statistics": Stats(),
         }
         times: dict[str, list[float]] = {name: [] for name in ("no trace", *consumers)}
-        config = DomainConfig(image, transport=Transport.PAGE, observed=True)
-        with running(config) as (domain, transcript):
+        config = DomainConfig(image, transport=Transport.PAGE)
+        with running(config, observed=True) as (domain, transcript):
             vcpu = standing(domain, transcript)
-            plain = domain.hypercall, dict(vcpu.exit_handlers)
             tracer = Tracer([])
-            assert domain.bus is not None
-            tracer.attach(domain, domain.bus.xenstore)
-            traced = domain.hypercall, dict(vcpu.exit_handlers)
             for _ in range(runs):
                 for name, samples in times.items():
-                    domain.hypercall, exits = plain if name == "no trace" else traced
                     tracer.consumers[:] = [consumers[name]] if name in consumers else []
-                    samples.append(us_each(vcpu.kvm.enter, exits))
+                    hooks = tracer.attach(domain) if name in consumers else None
+                    samples.append(us_each(vcpu.kvm.enter, vcpu.exit_handlers))
+                    if hooks is not None:
+                        domain.hooks.detach(hooks)
             for consumer in consumers.values():
                 consumer.close()
     rows = [Row(name, samples, "us") for name, samples in times.items()]

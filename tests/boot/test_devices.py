@@ -78,12 +78,12 @@ def test_devices_come_and_go_under_a_running_guest(kernel: Callable[[str], Path]
         guest.run("while [ ! -e /dev/xvdb ]; do sleep 0.2; done")
         assert guest.run("md5sum </dev/xvdb").startswith(hashlib.md5(second.read_bytes()).hexdigest())
         assert "1" in guest.run("cat /sys/block/xvdb/ro")
-        guest.ask("detach-disk", name="xvdb")
+        guest.ask("detach-disk", device="xvdb")
         guest.run("while [ -e /dev/xvdb ]; do sleep 0.2; done")
 
         number = guest.ask("attach-net", spec="tap")
         guest.run("while [ ! -e /sys/class/net/eth1 ]; do sleep 0.2; done")
-        guest.ask("detach-net", number=number)
+        guest.ask("detach-net", device=number)
         guest.run("while [ -e /sys/class/net/eth1 ]; do sleep 0.2; done")
 
         assert guest.run("grep -m1 '^model name' /proc/cpuinfo") in Path("/proc/cpuinfo").read_text()
@@ -96,9 +96,9 @@ def test_devices_come_and_go_under_a_running_guest(kernel: Callable[[str], Path]
         guest.run("while [ $(nproc) != 1 ]; do sleep 0.2; done")
         guest.ask("set-memory", size="200M")
         deadline = time.monotonic() + 60
-        while guest.ask("status")["memory_mib"] > 200 and time.monotonic() < deadline:
+        while guest.ask("status")[0]["memory_mib"] > 200 and time.monotonic() < deadline:
             time.sleep(0.2)
-        assert guest.ask("status")["memory_mib"] <= 200
+        assert guest.ask("status")[0]["memory_mib"] <= 200
 
         with small_filesystem(tmp_path / "full") as full:
             crowded = full / "disk"
@@ -108,7 +108,7 @@ def test_devices_come_and_go_under_a_running_guest(kernel: Callable[[str], Path]
             guest.run("while [ ! -e /dev/xvdb ]; do sleep 0.2; done")
             guest.run("! dd if=/dev/zero of=/dev/xvdb bs=64k count=100 conv=fsync 2>/dev/null")
             guest.run("dd if=/dev/xvda of=/dev/null bs=64k iflag=direct 2>/dev/null")  # its neighbour goes on
-            guest.ask("detach-disk", name="xvdb")
+            guest.ask("detach-disk", device="xvdb")
             guest.run("while [ -e /dev/xvdb ]; do sleep 0.2; done")
         with device_with_bad_sectors(pattern(tmp_path / "bad", 2), range(1024, 1032)) as bad:
             guest.ask("attach-disk", spec=f"{bad},direct")
@@ -118,7 +118,7 @@ def test_devices_come_and_go_under_a_running_guest(kernel: Callable[[str], Path]
                 guest.run(f"{works}{read} if=/dev/xvdb skip={number} 2>/dev/null")
                 guest.run(f"{works}{write} of=/dev/xvdb seek={number} 2>/dev/null")
             guest.run(f"{read} if=/dev/xvda 2>/dev/null")  # its neighbour goes on
-            guest.ask("detach-disk", name="xvdb")
+            guest.ask("detach-disk", device="xvdb")
             guest.run("while [ -e /dev/xvdb ]; do sleep 0.2; done")
         os.truncate(disk, 1 << 20)
         guest.run("! dd if=/dev/xvda of=/dev/null bs=4096 skip=1024 count=1 iflag=direct 2>/dev/null")

@@ -124,7 +124,7 @@ def test_debian_boots_from_its_disk_as_dom0_with_two_vcpus_and_powers_off(
         assert "vda" in guest.run("cat /proc/partitions")
         guest.run("ip link show eth0 || ip link show enp0s2")
         assert re.search(r"^Domain-0 +0 +1024 +2 ", guest.run("xl list"), re.MULTILINE)
-        assert guest.ask("status")["domid"] == 0
+        assert guest.ask("status")[0]["domid"] == 0
         guest.run("dd if=/dev/urandom of=/root/big bs=1M count=8 conv=fsync && cp /root/big /root/copy && sync")
         guest.run("echo 3 >/proc/sys/vm/drop_caches; cmp /root/big /root/copy")
         guest.ask("shutdown")  # by xenstore, which the kernel watches

@@ -15,6 +15,7 @@ from vmm.boot.image import open_file
 from vmm.boot.pvh import Module
 from vmm.config.domain import DomainConfig
 from vmm.kvm import System, XenFlag
+from vmm.toolstack.lifecycle import why_no_hypercalls
 from vmm.xenabi.constants import ShutdownReason
 from vmm.xenabi.transport import Transport
 from vmm.xenstore.client import Client
@@ -56,7 +57,7 @@ def test_debian_6_1_sees_what_it_sees_on_xen(
         own = known["pyvmm"] | (set() if transport is Transport.KVM_XEN else known["pyvmm without KVM_XEN"])
         assert sorted(expected - shown) == sorted(known["Xen"])
         assert sorted(shown - expected) == sorted(own)
-        assert not ended.domain.why_no_hypercalls()
+        assert not why_no_hypercalls(ended.domain)
 
 
 @pytest.mark.parametrize("vcpus", [1, 2])
@@ -75,7 +76,7 @@ def test_debian_runs_a_command_typed_on_the_xen_console(
         while "shell is ready" not in transcript.text and domain.wait(0.2) is None and time.monotonic() < deadline:
             pass
         assert "shell is ready" in transcript.text, transcript.text[-3000:]
-        domain.type(COMMANDS)
+        domain.console.type(COMMANDS)
         outcome = domain.wait(TIMEOUT_S)
         domain.stop()
     text = transcript.text

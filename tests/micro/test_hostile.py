@@ -16,6 +16,7 @@ from vmm.devices.block.spec import parse_disk
 from vmm.devices.net.spec import parse_net
 from vmm.kvm import System
 from vmm.machine.hypervisor import Hypervisor
+from vmm.toolstack.build import build as build_domain
 from vmm.xenabi.constants import ShutdownReason
 from vmm.xenabi.transport import Transport
 
@@ -62,13 +63,13 @@ def test_a_hostile_front_end_harms_nobody(
     hypervisor, transcript = Hypervisor(system), Transcript()
     image = build("hostile")
     config = DomainConfig(image, command_line=f"{kind[:3]}.{seed:04}", transport=Transport.PAGE)
-    mine = {"vif": {"nets": (parse_net("tap"),)}}.get(kind, {"disks": (parse_disk(f"{tmp_path}/disk", "xvda"),)})
-    neighbour = config._replace(name="neighbour", disks=(parse_disk(f"{tmp_path}/neighbours", "xvda"),))
+    mine = (parse_net("tap"),) if kind == "vif" else (parse_disk(f"{tmp_path}/disk", "xvda"),)
+    neighbour = config._replace(name="neighbour", devices=(parse_disk(f"{tmp_path}/neighbours", "xvda"),))
     try:
-        domain = hypervisor.create_domain(config._replace(**mine).checked(), load_image(image), [], transcript)
-        other = hypervisor.create_domain(neighbour.checked(), load_image(image), [], Transcript())
-        other.start()
-        domain.start()
+        domain = build_domain(hypervisor, config._replace(devices=mine).checked(), load_image(image), [], transcript)
+        other = build_domain(hypervisor, neighbour.checked(), load_image(image), [], Transcript())
+        other.unpause()
+        domain.unpause()
         found = _until(lambda: re.search(r"^(\w{16})\n(\w{16})\nready", transcript.text, re.MULTILINE))
         assert found, transcript.text
         ports = {"first": int(found[1], 16), "second": int(found[2], 16)}

@@ -153,7 +153,7 @@ def test_ioeventfd_signals_without_an_exit(machine: Machine) -> None:
 
 
 def test_filtered_msr_write_exits(machine: Machine) -> None:
-    machine.vm.exit_on_msrs([0x40000000])
+    machine.vm.exit_on_msrs(read=[0x11], written=[0x40000000])
     vcpu = machine.vcpu(b"\xb9\x00\x00\x00\x40\xb8\x34\x12\x00\x00\x31\xd2\x0f\x30" + OUT_AX)
     assert vcpu.enter() == Exit.X86_WRMSR
     assert (vcpu.run.msr.index, vcpu.run.msr.data) == (0x40000000, 0x1234)

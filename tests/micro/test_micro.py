@@ -17,6 +17,7 @@ from vmm.config.features import COMBINATIONS
 from vmm.host.cpuinfo import cpu_flags
 from vmm.kvm import System
 from vmm.machine.hypervisor import Hypervisor
+from vmm.toolstack.build import build as build_domain
 from vmm.xenabi.constants import ShutdownReason
 from vmm.xenabi.cpuid import xen_leaves
 from vmm.xenabi.transport import Transport
@@ -222,8 +223,8 @@ def test_a_flood_of_output_arrives_whole_and_does_not_pile_up(build: Build, syst
     counter, hypervisor = Counter(), Hypervisor(system)
     before = peak_kib()
     try:
-        domain = hypervisor.create_domain(DomainConfig(build("flood")), load_image(build("flood")), [], counter)
-        domain.start()
+        domain = build_domain(hypervisor, DomainConfig(build("flood")), load_image(build("flood")), [], counter)
+        domain.unpause()
         outcome = domain.wait(120)
         domain.stop()
     finally:
@@ -241,7 +242,7 @@ def test_a_dom0s_clock_button_and_pci_bus_reach_it(build: Build, page_transport:
         while "button" not in transcript.text and domain.wait(0.1) is None and time.monotonic() < deadline:
             pass
         assert "button" in transcript.text, transcript.text
-        assert domain.power.press_power_button()
+        assert domain.board.power.press_power_button()
         outcome = domain.wait(60)
         domain.stop()
         passes(Ended(transcript.text, outcome, domain))

@@ -17,11 +17,12 @@ from vmm.errors import PyvmmError, UsageError
 from vmm.kvm import System
 from vmm.machine.domain import Domain
 from vmm.machine.hypervisor import Hypervisor
+from vmm.toolstack.build import build as build_domain
 from vmm.xenabi.constants import Hypercall
 from vmm.xenabi.state import Call
 from vmm.xenabi.structs import GnttabCopy, GnttabMapGrantRef, GnttabUnmapGrantRef
 from vmm.xenabi.transport import Transport
-from vmm.xenabi.values import Domid, Gfn, GrantRef, XenError
+from vmm.xenabi.values import Domid, Gfn, GrantRef, HypercallOutcome, XenError
 
 Build = Callable[[str], Path]
 PAGE_BYTES = 4096
@@ -36,10 +37,12 @@ class Two:
         self, system: System, image: Path, *, shareable: bool = True, transport: Transport = Transport.PAGE
     ) -> None:
         self.hypervisor, self.transcript = Hypervisor(system), Transcript()
-        config = DomainConfig(image, memory_bytes=64 << 20, shareable=shareable, transport=transport)
+        config = DomainConfig(image, memory_bytes=64 << 20, transport=transport)
         dom0 = config._replace(features=COMBINATIONS["pvh-dom0"], own_xenstore=True, name="dom0")
+        self.configs = dom0, config
         self.dom0, self.guest = (
-            self.hypervisor.create_domain(each.checked(), load_image(image), [], self.transcript) for each in (dom0, config)
+            build_domain(self.hypervisor, each.checked(), load_image(image), [], self.transcript, shareable=shareable)
+            for each in (dom0, config)
         )
 
     def close(self) -> None:
@@ -53,7 +56,7 @@ def two(system: System, build: Build) -> Iterator[Two]:
     made.close()
 
 
-def hypercall(domain: Domain, number: Hypercall, *args: int) -> int:
+def hypercall(domain: Domain, number: Hypercall, *args: int) -> HypercallOutcome:
     call = Call(domain, domain.vcpus[0])
     call.number, call.args = number, (*args, 0, 0, 0, 0, 0, 0)[:6]
     return domain.hypercall(call)
@@ -92,7 +95,7 @@ def test_no_page_of_a_destroyed_domain_stays_mapped(two: Two) -> None:
         theirs.page(Gfn(SOURCE + number))[:6] = b"secret"
         mine.map_foreign(Gfn(PLACE + number), theirs, Gfn(SOURCE + number))
     assert mine.shown_foreign == 64
-    two.hypervisor.destroy_domain(two.guest)
+    two.hypervisor.destroy(two.guest)
     assert mine.shown_foreign == 0
     assert all(bytes(mine.page(Gfn(PLACE + number))) == bytes(PAGE_BYTES) for number in range(64))
     assert not [
@@ -173,7 +176,7 @@ def test_a_grant_is_mapped_by_hypercall_and_ends_with_either_domain(two: Two) ->
     mapped = map_grant(two.dom0, two.guest, 20)
     assert (mapped.status, bytes(two.dom0.memory.page(PLACE)[:2])) == (0, b"hi")
     assert two.guest.grants.in_use() == [20]
-    two.hypervisor.destroy_domain(two.guest)
+    two.hypervisor.destroy(two.guest)
     assert two.dom0.memory.shown_foreign == 0
     operation = GnttabUnmapGrantRef(host_addr=PLACE * PAGE_BYTES, handle=mapped.handle)
     two.dom0.memory.write(ARGUMENT_GPA, operation.pack())
@@ -184,7 +187,7 @@ def test_grants_of_dom0_that_a_guest_has_mapped_are_free_when_it_ends(two: Two) 
     grant(two.dom0, 20, 0x3000, to=1)
     assert map_grant(two.guest, two.dom0, 20).status == 0
     assert two.dom0.grants.in_use() == [20]
-    two.hypervisor.destroy_domain(two.guest)
+    two.hypervisor.destroy(two.guest)
     assert two.dom0.grants.in_use() == []
 
 
@@ -204,7 +207,7 @@ def test_maps_that_race_with_the_granters_end_leave_nothing(two: Two) -> None:
     thread = threading.Thread(target=maps)
     thread.start()
     going.wait()
-    two.hypervisor.destroy_domain(two.guest)
+    two.hypervisor.destroy(two.guest)
     thread.join(30)
     assert not thread.is_alive()
     assert two.dom0.memory.shown_foreign == 0
@@ -225,7 +228,7 @@ def test_copies_that_race_with_the_granters_end_do_no_harm(two: Two) -> None:
     thread = threading.Thread(target=copies)
     thread.start()
     going.wait()
-    two.hypervisor.destroy_domain(two.guest)
+    two.hypervisor.destroy(two.guest)
     ended.set()
     thread.join(30)
     assert not thread.is_alive()
@@ -235,12 +238,12 @@ def test_copies_that_race_with_the_granters_end_do_no_harm(two: Two) -> None:
 
 def test_a_channel_between_domains_ends_with_one_of_them(two: Two) -> None:
     far = two.dom0.events.alloc_unbound(Domid(1))
-    near = two.guest.events.bind_remote(Domid(1), two.dom0.events, Domid(0), far)
+    near = two.guest.events.bind_interdomain(Domid(0), far)
     two.guest.events.send(near)
-    two.hypervisor.destroy_domain(two.guest)
+    two.hypervisor.destroy(two.guest)
     channel = two.dom0.events.status(far)
     assert channel is not None
-    assert channel.notify_remote is None
+    assert channel.far is None
     two.dom0.events.send(far)
 
 
@@ -248,7 +251,7 @@ def test_a_running_dom0_maps_grants_and_foreign_pages(system: System, build: Bui
     two = Two(system, build("maps"), transport=page_transport)
     try:
         share_pages(two.guest)
-        two.dom0.start()
+        two.dom0.unpause()
         outcome = two.dom0.wait(60)
         two.dom0.stop()
         assert "PASS" in two.transcript.text, two.transcript.text
@@ -270,14 +273,14 @@ def test_there_is_one_dom0_and_guests_beside_it_get_their_devices_there(
     image = build("sleeper")
     two = Two(system, image)
     try:
-        again = two.dom0.config
+        again, config = two.configs
         with pytest.raises(PyvmmError, match="has its initial domain already"):
-            two.hypervisor.create_domain(again, load_image(image), [], Transcript())
+            build_domain(two.hypervisor, again, load_image(image), [], Transcript())
         from vmm.devices.block.spec import parse_disk
 
         (tmp_path / "disk").write_bytes(bytes(1 << 20))
-        config = two.guest.config._replace(disks=(parse_disk(f"{tmp_path}/disk", "xvda"),))
+        config = config._replace(devices=(parse_disk(f"{tmp_path}/disk", "xvda"),))
         with pytest.raises(UsageError, match="are for dom0 to give"):
-            two.hypervisor.create_domain(config, load_image(image), [], Transcript())
+            build_domain(two.hypervisor, config, load_image(image), [], Transcript())
     finally:
         two.close()

@@ -18,6 +18,7 @@ from vmm.machine.hypervisor import Hypervisor
 from vmm.observe.faults import Corrupt, DropEvent, Fail, Fault, Injected, Injector
 from vmm.observe.trace.records import Hypercall, Record
 from vmm.observe.trace.tracer import Tracer
+from vmm.toolstack.build import build as build_domain
 from vmm.xenabi.transport import Transport
 
 TIMEOUT_S = 60
@@ -43,11 +44,11 @@ def observed(image: Path, transport: Transport, faults: list[Fault], seed: int =
     transcript, records, injector = Transcript(), Records(), Injector(faults, seed)
     tracer = Tracer([records])
     try:
-        config = DomainConfig(image, transport=transport, vcpus=2, observed=True)
-        domain: Domain = hypervisor.create_domain(config.checked(), load_image(image), [], transcript)
+        config = DomainConfig(image, transport=transport, vcpus=2)
+        domain: Domain = build_domain(hypervisor, config.checked(), load_image(image), [], transcript, observed=True)
         injector.attach(domain)
-        tracer.attach(domain, hypervisor.xenstore)
-        domain.start()
+        tracer.attach(domain)
+        domain.unpause()
         assert domain.wait(TIMEOUT_S) is not None, transcript.text
     finally:
         hypervisor.close()

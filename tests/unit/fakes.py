@@ -15,7 +15,7 @@ from vmm.xenabi.grant_maps import GrantMaps
 from vmm.xenabi.grants import TABLE_PAGES, GrantTable
 from vmm.xenabi.hypercalls import dispatch
 from vmm.xenabi.hypervisor_log import HypervisorLog
-from vmm.xenabi.interfaces import VcpuState
+from vmm.xenabi.interfaces import KernelPorts, VcpuState
 from vmm.xenabi.state import Call
 from vmm.xenabi.structs import RunstateInfo
 from vmm.xenabi.values import (
@@ -24,6 +24,7 @@ from vmm.xenabi.values import (
     Gfn,
     Gpa,
     HostFacts,
+    HypercallOutcome,
     MemmapEntry,
     RunstateTimes,
     VcpuId,
@@ -38,10 +39,32 @@ def loop_sends(table: EventTable, port: int) -> bool:
     return bool(lib.pyvmm_send(table.pointer, port, lib.PORT_IPI))
 
 
+class Bell:
+    """A back end's end of a channel, which counts."""
+
+    def __init__(self, fd: int = -1, ring: Callable[[], None] | None = None) -> None:
+        self.fd = fd
+        self.rung = 0
+        self._also = ring
+
+    def ring(self) -> None:
+        self.rung += 1
+        if self._also is not None:
+            self._also()
+
+
+def channels(
+    vcpus: "Sequence[Vcpu]", table: EventTable | None = None, limit: int = 4096, kernel: KernelPorts | None = None
+) -> EventChannels:
+    """The ports of a domain that is alone, with domid 1."""
+    return EventChannels(Domid(1), vcpus, table or EventTable(len(vcpus)), lambda domid: None, limit, kernel)
+
+
 class Bytes:
     """Shared memory without anybody to share it with."""
 
-    def __init__(self, size_bytes: int = PAGE_BYTES) -> None:
+    def __init__(self, size_bytes: int = PAGE_BYTES, gpa: int = -1) -> None:
+        self.gpa = Gpa(gpa)
         self.data = bytearray(size_bytes)
         self.address = ctypes.addressof(ctypes.c_char.from_buffer(self.data))
 
@@ -85,7 +108,8 @@ class Vcpu:
     def __init__(self, vcpu_id: int = 0, base: int = 0x1000, size_bytes: int = 1 << 16) -> None:
         self.id = VcpuId(vcpu_id)
         self.online = True
-        self.is_wanted = self.waited = False
+        self.is_wanted = self.blocked = False
+        self.clock = self
         self.context: VcpuContext | None = None
         self.info: Bytes | None = Bytes(64)
         self.upcalls = 0
@@ -134,9 +158,6 @@ class Vcpu:
 
     def keep_runstate(self, address: int, abi: Abi, caller: "VcpuState") -> None:
         self.write_virtual(address, RunstateInfo(**self.runstate()._asdict()).pack(abi))
-
-    def waits(self) -> None:
-        self.waited = True
 
     def place(self) -> tuple[int, bool]:
         return 1, False
@@ -232,6 +253,7 @@ class Hypervisor:
     def __init__(self) -> None:
         self.known: dict[int, Domain] = {}
         self.log = HypervisorLog()
+        self.highest_page = (1 << 20) - 1
 
     def find(self, domid: int) -> "Domain | None":
         return self.known.get(domid)
@@ -244,6 +266,9 @@ class Hypervisor:
         return HostFacts(cpus, 1, 2, 2600000, 1 << 20, 1 << 19, tuple(range(8)), (1000, 2000), b"AuthenticAMD", 23, 1, 2)
 
     def ended(self, domain: object) -> None:
+        pass
+
+    def rehooked(self) -> None:
         pass
 
 
@@ -265,18 +290,26 @@ class Domain:
         self.memory = Memory()
         self.shared_info = Bytes()
         self.event_table = EventTable(vcpus)
-        self.events = EventChannels(self.vcpus, self.event_table)
+        self.events = EventChannels(self.domid, self.vcpus, self.event_table, self._ports_of)
         self.events.attach(self.shared_info, Abi.X86_64)
         self.grant_pages = Bytes(TABLE_PAGES * PAGE_BYTES)
         self.grants = GrantTable(1, self.grant_pages)
-        self.grant_maps = GrantMaps()
+        self.grant_maps = GrantMaps(self._grants_of)
         self.assists: set[int] = set()
         self.callback = 0
         self.printed = b""
         self.ended: list[ShutdownReason] = []
         self.crashes: list[str] = []
 
-    def hypercall(self, call: Call) -> int:
+    def _ports_of(self, domid: Domid) -> "EventChannels | None":
+        found = self.hypervisor.find(domid)
+        return None if found is None else found.events
+
+    def _grants_of(self, domid: Domid) -> "GrantTable | None":
+        found = self.hypervisor.find(domid)
+        return None if found is None else found.grants
+
+    def hypercall(self, call: Call) -> HypercallOutcome:
         return dispatch(call)
 
     def console_read(self, count: int) -> bytes:

@@ -4,11 +4,9 @@ import struct
 import time
 from collections.abc import Callable
 
-from tests.unit.fakes import Bytes, Vcpu
-from vmm.kvm import EventTable
+from tests.unit.fakes import Bytes, Vcpu, channels
 from vmm.xenabi.constants import PAGE_BYTES
 from vmm.xenabi.cstruct import Abi
-from vmm.xenabi.evtchn import EventChannels
 from vmm.xenabi.grants import TABLE_PAGES, GrantTable
 from vmm.xenabi.values import Domid, Gfn, Gpa, XenError
 
@@ -48,7 +46,7 @@ class Guest:
         self.table = Bytes(TABLE_PAGES * PAGE_BYTES)
         self.grants = GrantTable(0, self.table)
         self.vcpu = Vcpu()
-        self.events = EventChannels([self.vcpu], EventTable(1))
+        self.events = channels([self.vcpu])
         self.events.attach(Bytes(), Abi.X86_64)
         self._next_ref = 8
 

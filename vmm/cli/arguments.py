@@ -7,12 +7,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import NoReturn, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
+from vmm.cli.control import COMMANDS
+from vmm.config.options import OPTIONS, For, Takes, default_of
 from vmm.errors import UsageError
-from vmm.host import log
-from vmm.host.consoles import FORMS
-from vmm.xenabi.transport import Transport
 
 EPILOG = """exit status of run:
   0  the guest powered off; with --exec, the status of the command
@@ -45,6 +44,17 @@ def _columns() -> int:
 
 class Parser(argparse.ArgumentParser):
     """Answers bad input with one sentence."""
+
+    def __init__(self, *args: Any, **words: Any) -> None:
+        super().__init__(*args, **words)
+        self.alone: set[str] = set()
+        """Options whose value is behind `=`, if they have one: it is not the next word."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        words = list(sys.argv[1:] if args is None else args)
+        end = words.index("--") if "--" in words else len(words)
+        words[:end] = [f"{word}=" if word in self.alone else word for word in words[:end]]
+        return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{message} (see {self.prog} --help)")
@@ -92,134 +102,55 @@ def _add_run(commands: _Commands) -> None:
         + EPILOG,
         formatter_class=_Formatter,
     )
-    run.add_argument("--pvh", action="store_true", help="enter the image by its PVH entry point (the default)")
-    run.add_argument("--dom0", action="store_true", help="boot it as Xen's initial, privileged domain on a PC with PCI")
-    run.add_argument(
-        "--with-domu",
-        metavar="FILE",
-        type=Path,
-        action="append",
-        default=[],
-        help="a guest beside the dom0: FILE holds IMAGE and options of `run` as one would type them, lines as one likes, "
-        "# before a comment; its console is --console WHERE, none unless given",
-    )
-    run.add_argument(
-        "image",
-        metavar="IMAGE",
-        type=Path,
-        nargs="?",
-        help="a vmlinux, bzImage or other ELF image with a PVH entry (default: the running kernel's in /boot)",
-    )
-    initrd = run.add_mutually_exclusive_group()
-    initrd.add_argument(
-        "--initrd", metavar="FILE", type=Path, help="the initramfs (default for Linux: a shell, made of the host's busybox)"
-    )
-    run.add_argument(
-        "--modules",
-        metavar="DIR",
-        type=Path,
-        help="the kernel's modules, for drivers in the default initrd (default: where the image's package has them)",
-    )
-    initrd.add_argument("--no-initrd", action="store_true", help="start Linux without an initramfs")
-    initrd.add_argument(
-        "--exec",
-        metavar="CMD",
-        dest="guest_command",
-        help="run a shell command in the guest instead, and return its exit status",
-    )
-    run.add_argument(
-        "--append",
-        metavar="TEXT",
-        default="",
-        help="the kernel command line; for a Linux kernel, console=hvc0 is put first if no console is named",
-    )
-    run.add_argument("-m", "--memory", metavar="SIZE", default="512M", help="RAM: 512 or 512M, 2G (default 512M)")
-    run.add_argument("-c", "--vcpus", metavar="N", type=int, default=1, help="virtual CPUs (default 1)")
-    run.add_argument("--max-vcpus", metavar="N", type=int, help="how many `pyvmm set-vcpus` may plug in")
-    run.add_argument(
-        "--disk",
-        metavar="PATH[,OPTION...]",
-        action="append",
-        default=[],
-        help="a disk, the first one xvda: ro, name=xvdc, direct (no host cache), queues=N, nodiscard, format=qcow2",
-    )
-    run.add_argument(
-        "--net",
-        metavar="KIND[,OPTION...]",
-        action="append",
-        default=[],
-        help="a network card: tap, tap:NAME, bridge:NAME, or user (passt: needs no root); mac=ADDRESS, mtu=N, queues=N,"
-        " and for user hostfwd=tcp::8080-:80",
-    )
-    run.add_argument(
-        "--share",
-        metavar="PATH[,OPTION...]",
-        action="append",
-        default=[],
-        help="a folder of the host's, for `mount -t 9p -o trans=xen TAG DIR`: tag=NAME (default share0), ro",
-    )
-    run.add_argument(
-        "--root", choices=["host"], help="use the host's own root, read-only, as the guest's, for --exec or a shell"
-    )
-    run.add_argument("--name", help="the guest's name, for the other commands (default guest-PID)")
-    run.add_argument("--console", metavar="WHERE", default="stdio", help=f"the PV console: {FORMS}")
-    run.add_argument("--serial", metavar="WHERE", default="none", help="a 16550 on COM1: the same places (default none)")
-    run.add_argument(
-        "--on-reboot",
-        choices=["restart", "exit"],
-        help="start the guest again, or end with status 0 (default: restart; exit with --exec)",
-    )
-    run.add_argument(
-        "--transport",
-        choices=["auto", *(item.value for item in Transport)],
-        default="auto",
-        help="how hypercalls leave the guest (`pyvmm doctor IMAGE` says what auto takes)",
-    )
-    run.add_argument("--no-kvm-xen", action="store_true", help="do without KVM_XEN, as on a host that has not got it")
-    run.add_argument(
-        "--xenstore",
-        metavar="PATH",
-        type=Path,
-        help="serve the guest's xenstore on a Unix socket; a dom0, which runs xenstored itself unless this is given, gets"
-        " pyvmm's, without a socket for `internal`",
-    )
-    watching = run.add_argument_group("looking on")
-    watching.add_argument(
-        "--trace",
-        metavar="FILTER",
-        help="print hypercalls, events, xenstore messages and other exits as they happen, like strace; FILTER "
-        "(--trace=...) is names and patterns between commas, `!` before what is not wanted, vcpu=N, failed",
-    )
-    watching.add_argument("--trace-file", metavar="FILE", type=Path, help="to a file instead of standard error")
-    watching.add_argument("--trace-format", choices=["text", "jsonl", "perfetto"], default="text")
-    watching.add_argument(
-        "--symbols",
-        metavar="FILE",
-        type=Path,
-        help="a vmlinux, System.map or /proc/kallsyms to name the trace's addresses",
-    )
-    watching.add_argument(
-        "--gdb",
-        metavar="WHERE[,wait]",
-        help="let GDB attach (`target remote`) at PORT, ADDRESS:PORT or unix:PATH; wait: the guest starts when GDB says so",
-    )
-    watching.add_argument(
-        "--timeline", metavar="FILE", type=Path, help="write an HTML page: phases, what happened when, the slowest gaps"
-    )
-    watching.add_argument("--stats", action="store_true", help="at the end, count hypercalls, exits, events and devices")
-    watching.add_argument(
-        "--fault",
-        metavar="FAULT",
-        action="append",
-        default=[],
-        help="have something go wrong: fail:NAME[,errno=ENOMEM], delay:NAME[,seconds=S], corrupt:NAME, drop:EVENT; "
-        "each with every=N, at=N, probability=P, times=N",
-    )
-    watching.add_argument("--fault-seed", metavar="N", type=int, default=0, help="for what has a probability (default 0)")
-    run.add_argument("--timeout", metavar="SECONDS", type=float, help="stop the guest after this long")
-    run.add_argument("--xen-version", metavar="X.Y.Z", default="4.17.7", help="the Xen that the guest is shown")
-    run.add_argument("--log-level", choices=log.LEVELS, default="warning")
-    run.add_argument("--log-json", action="store_true", help="log lines as JSON")
+    add_options(run, For.RUN)
+
+
+def parse_domu(words: list[str]) -> dict[str, Any]:
+    """What a file of --with-domu says.  UsageError."""
+    parser = Parser(prog="pyvmm run", allow_abbrev=False)
+    add_options(parser, For.DOMU)
+    return vars(parser.parse_args(words))
+
+
+_TYPES: dict[Takes, dict[str, Any]] = {
+    Takes.NOTHING: {"action": "store_true"},
+    Takes.TEXT: {},
+    Takes.OPTIONAL: {},
+    Takes.MANY: {"action": "append"},
+    Takes.INT: {"type": int},
+    Takes.FLOAT: {"type": float},
+    Takes.PATH: {"type": Path},
+    Takes.PATHS: {"type": Path, "action": "append"},
+}
+
+
+def add_options(parser: "Parser", use: For) -> None:
+    """Every row of the table of options that is for such a user."""
+    groups: dict[str, Any] = {}
+    for option in OPTIONS:
+        if not option.use & use:
+            continue
+        into: Any = parser
+        if option.group:
+            into = groups.setdefault(option.group, None) or parser.add_argument_group(option.group)
+            groups[option.group] = into
+        if option.exclusive:
+            into = groups.setdefault(option.exclusive, None) or parser.add_mutually_exclusive_group()
+            groups[option.exclusive] = into
+        words: dict[str, Any] = {"help": option.help, **_TYPES[option.takes]}
+        if option.metavar is not None:
+            words["metavar"] = option.metavar
+        if option.choices:
+            words["choices"] = [*option.choices]
+        if option.takes is not Takes.NOTHING:
+            default = default_of(option)
+            words["default"] = list(default) if isinstance(default, tuple) else default
+        if option.takes is Takes.OPTIONAL:
+            parser.alone.update(option.flags)
+        if option.flags:
+            into.add_argument(*option.flags, dest=option.name, **words)
+        else:
+            into.add_argument(option.name, nargs="?", **words)
 
 
 def _add_doctor(commands: _Commands) -> None:
@@ -258,36 +189,19 @@ def _add_xenstore(commands: _Commands) -> None:
 
 
 def _add_control(commands: _Commands) -> None:
-    """The commands on a running guest; each is a row: name, what it does, its further arguments, and an example of them."""
+    """The commands on a running guest, from their table."""
     listing = _command(commands, "list", "list the running guests", "pyvmm list", "pyvmm list --json")
     listing.add_argument("--json", action="store_true", help="print JSON")
-    for name, meaning, arguments, example in _CONTROL:
-        command = _command(commands, name, meaning, f"pyvmm {name} guest{example}")
-        command.add_argument("name", metavar="NAME", help="the guest (`pyvmm list` tells)")
-        for word, kind, text in arguments:
-            command.add_argument(word, type=kind, metavar=word.upper(), help=text)
-        if name.startswith("detach"):
-            command.add_argument("--force", action="store_true", help="whether or not the guest lets it go")
-
-
-_CONTROL: list[tuple[str, str, list[tuple[str, type, str]], str]] = [
-    ("shutdown", "ask a guest's kernel to power off", [], ""),
-    ("reboot", "ask a guest's kernel to reboot", [], ""),
-    ("destroy", "stop a guest at once", [], ""),
-    ("console", "use a guest's console on this terminal; Ctrl-] leaves it", [], ""),
-    ("sysrq", "send a guest's kernel a SysRq key", [("key", str, "one letter or digit")], " t"),
-    (
-        "set-memory",
-        "have a guest balloon to so much RAM",
-        [("size", str, "512M; at most what it started with")],
-        " 256M",
-    ),
-    ("set-vcpus", "plug a guest's vCPUs in or out", [("count", int, "how many it is to use")], " 2"),
-    ("attach-disk", "give a running guest a disk", [("spec", str, "as for run --disk")], " data.img,ro"),
-    ("detach-disk", "take a disk away again", [("disk", str, "xvdb, say")], " xvdb"),
-    ("attach-net", "give a running guest a network card", [("spec", str, "as for run --net")], " user"),
-    ("detach-net", "take a network card away again", [("number", int, "0 for the first")], " 0"),
-]
+    for row in COMMANDS:
+        command = _command(commands, row.name, row.help, *(f"pyvmm {row.name} guest{example}" for example in row.examples))
+        command.add_argument("guest", metavar="NAME", help="the guest, by name or domid (`pyvmm list` tells)")
+        for word in row.words:
+            command.add_argument(
+                word.name, type=word.type, metavar=word.metavar or word.name.upper(), help=word.help,
+                nargs=None if word.required else "?",
+            )  # fmt: skip
+        for flag, text in row.flags:
+            command.add_argument(flag, action="store_true", help=text)
 
 
 def _add_completion(commands: _Commands) -> None:

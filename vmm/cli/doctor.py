@@ -8,7 +8,7 @@ from typing import NamedTuple
 from vmm.errors import PyvmmError
 from vmm.host.cpuinfo import cpu_flags
 from vmm.kvm import CAPABILITIES, System
-from vmm.machine.hypervisor import plan_hypercalls
+from vmm.toolstack.transports import plan_hypercalls
 
 KVM = Path("/dev/kvm")
 

@@ -6,29 +6,43 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.boot.image import Loading
 from vmm.config.domain import DomainConfig
+from vmm.control.places import check_free
 from vmm.devices.chips.exit_port import ExitPort
-from vmm.errors import ExitStatus, UsageError
+from vmm.errors import ExitStatus, PyvmmError, UsageError
 from vmm.host import log
 from vmm.host.chardev import Chardev, Tee
 from vmm.host.consoles import open_chardev
 from vmm.kvm import System
-from vmm.machine.domain import Domain, Outcome
+from vmm.machine.domain import Domain
 from vmm.machine.hypervisor import Hypervisor
+from vmm.machine.lifecycle import Hold, Outcome
+from vmm.toolstack.build import build
+from vmm.toolstack.lifecycle import ask, why_no_hypercalls
 from vmm.toolstack.prepare import Prepared, Start, prepare
 from vmm.xenabi.constants import ShutdownReason
+from vmm.xenabi.values import Domid
 
 if TYPE_CHECKING:
+    from vmm.control.actions import Running
     from vmm.control.server import ControlServer
     from vmm.observe.gdb.server import GdbServer
-    from vmm.observe.session import Observation, Observer
+    from vmm.observe.session import Observation, Observers
 
 GRACE_S = 20
+
+
+class Beside(NamedTuple):
+    """A guest that runs beside a dom0, for as long as that does."""
+
+    config: DomainConfig
+    start: Start
 
 
 class Request(NamedTuple):
@@ -39,10 +53,7 @@ class Request(NamedTuple):
     restart: bool = True
     xenstore: Path | None = None
     observation: "Observation | None" = None
-    gdb: str | None = None
-    gdb_wait: bool = False
-    beside: tuple[tuple[DomainConfig, Start], ...] = ()
-    """Guests that run beside a dom0, for as long as that does."""
+    beside: tuple[Beside, ...] = ()
 
 
 def run_guest(config: DomainConfig, request: Request, loading: Loading) -> int:
@@ -52,112 +63,147 @@ def run_guest(config: DomainConfig, request: Request, loading: Loading) -> int:
     """
     if config.console == config.serial == "stdio":
         raise UsageError("--console and --serial cannot both be stdio; give --console another place, or none")
-    config = config._replace(observed=request.observation is not None)
+    names = [config.name, *(beside.config.name for beside in request.beside)]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"two guests are both called {name!r}; give one of them another --name")
+        check_free(name)
     prepared = prepare(config, request.start, loading)
     runner: _Runner | None = None
-    previous = signal.signal(signal.SIGTERM, _terminate)
+    previous = {number: signal.signal(number, _terminate) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
         runner = _Runner(config, request)
         return runner.run(prepared)
     finally:
         if runner is not None:
             runner.close()
-        signal.signal(signal.SIGTERM, previous)
+        for number, before in previous.items():
+            signal.signal(number, before)
+
+
+class _Place:
+    """Where the consoles of one guest lead to, over all of its restarts."""
+
+    def __init__(self, config: DomainConfig, option: str) -> None:
+        self.console = open_chardev(config.console, f"{option}--console")
+        self.tee = Tee(self.console)
+        try:
+            self.serial = None if config.serial == "none" else open_chardev(config.serial, f"{option}--serial")
+        except BaseException:
+            self.console.close()
+            raise
+
+    def start(self, guest: "_Guest", leave: Callable[[], None], *, console: bool) -> None:
+        """Let what is typed come to a guest that runs."""
+
+        def offer(data: bytes) -> None:
+            if data:
+                guest.domain.console.type(data)
+            elif guest.own_initrd:
+                guest.domain.console.end_input()
+
+        if console:
+            self.console.start(offer, leave)
+        if self.serial is not None:
+            self.serial.start(guest.domain.console.type_serial, leave)
+
+    def each(self) -> list[Chardev]:
+        return [self.console, *([] if self.serial is None else [self.serial])]
+
+
+class _Guest(NamedTuple):
+    """A guest that runs now."""
+
+    domain: Domain
+    config: DomainConfig
+    place: _Place
+    own_initrd: bool
+    start: Start
 
 
 class _Runner:
-    """One guest and its restarts.  Owned by the main thread."""
+    """The guests of one run, and their restarts.  Owned by the main thread; the control socket's ask it, too."""
 
     def __init__(self, config: DomainConfig, request: Request) -> None:
         self._config = config
         self._request = request
         self._deadline = None if request.timeout_s is None else time.monotonic() + request.timeout_s
         self._left = threading.Event()
-        self._own_initrd = False
-        self._domain: Domain | None = None
-        self._beside: list[Domain] = []
-        self._system = System()
-        self._hypervisor = Hypervisor(self._system)
-        self._chardevs: list[Chardev] = []
-        self._control: ControlServer | None = None
         self._destroyed = threading.Event()
-        self._observer: Observer | None = None
-        self._gdb: GdbServer | None = None
+        self._guests: list[_Guest] = []
+        """The first one first; empty while they are being restarted."""
+        self._system = System()
+        self.hypervisor = Hypervisor(self._system)
+        self._places: list[_Place] = []
+        self._control: ControlServer | None = None
+        self._observers: Observers | None = None
+        self._debuggers: dict[Domid, GdbServer] = {}
         try:
             if request.observation is not None:
-                from vmm.observe import session as observe  # only whoever looks on pays for it
+                from vmm.observe import session  # only whoever looks on pays for it
 
-                self._observer = observe.Observer(request.observation)
+                self._observers = session.Observers(request.observation)
             if request.xenstore is not None:
-                self._hypervisor.xenstore.listen(request.xenstore)
-            self._console = self._open(config.console, "--console")
-            self._tee = Tee(self._console)
-            self._serial = None if config.serial == "none" else self._open(config.serial, "--serial")
+                self.hypervisor.xenstore.listen(request.xenstore)
+            self._places.append(_Place(config, ""))
+            for beside in request.beside:
+                self._places.append(_Place(beside.config, "--with-domu: "))
         except BaseException:
             self.close()
             raise
 
-    def _open(self, place: str, option: str) -> Chardev:
-        opened = open_chardev(place, option)
-        self._chardevs.append(opened)
-        return opened
-
     def run(self, prepared: Prepared | None) -> int:
         """To the end of the last guest: the exit status."""
         while True:
-            domain = self._domain = self._create(prepared or prepare(self._config, self._request.start))
+            self._create(prepared or prepare(self._config, self._request.start))
             prepared = None
             try:
-                status = self._run_domain(domain)
+                status = self._run()
             finally:
-                for each in [*self._beside, domain]:
-                    self._hypervisor.destroy_domain(each)
+                guests, self._guests = self._guests, []
+                self._close_debuggers()
+                for guest in reversed(guests):
+                    self.hypervisor.destroy(guest.domain)
             if status is not None:
                 return status
 
-    def _create(self, prepared: Prepared) -> Domain:
-        self._own_initrd = prepared.own_initrd
-        domain = self._hypervisor.create_domain(prepared.config, prepared.image, prepared.modules, self._tee, self._serial)
-        if self._observer is not None:
-            self._observer.attach(self._hypervisor, domain, self._tee)
-        prepared.modules.clear()
-        self._create_beside()
+    def _create(self, prepared: Prepared) -> None:
+        self._add(prepared, self._request.start, self._places[0])
+        for beside, place in zip(self._request.beside, self._places[1:], strict=True):
+            self._add(prepare(beside.config, beside.start), beside.start, place)
         gc.freeze()
         gc.enable()
-        return domain
 
-    def _create_beside(self) -> None:
-        self._beside = []
-        for config, start in self._request.beside:
-            console = self._open(config.console, "--with-domu: --console")
-            prepared = prepare(config, start)
-            domain = self._hypervisor.create_domain(prepared.config, prepared.image, prepared.modules, console)
-            self._beside.append(domain)
+    def _add(self, prepared: Prepared, start: Start, place: _Place) -> None:
+        domain = build(
+            self.hypervisor, prepared.config, prepared.image, prepared.modules, place.tee, place.serial,
+            observed=self._observers is not None, shareable=bool(self._request.beside),
+        )  # fmt: skip
+        prepared.modules.clear()
+        self._guests.append(_Guest(domain, prepared.config, place, prepared.own_initrd, start))
+        if self._observers is not None:
+            self._observers.attach(domain, place.tee)
 
-    def _run_domain(self, domain: Domain) -> int | None:
-        """The exit status, or None where the guest is to be started again."""
+    def _run(self) -> int | None:
+        """The exit status of the first guest, or None where it is to be started again."""
+        first, request = self._guests[0], self._request
         exit_port = ExitPort()
-        if self._request.start.command is not None:
-            domain.ports.own(exit_port, *exit_port.ranges)
-
-        def offer(data: bytes) -> None:
-            if data:
-                domain.type(data)
-            elif self._own_initrd:
-                domain.end_input()
-
-        if self._request.gdb is not None and self._request.gdb_wait:
-            for vcpu in domain.vcpus:
-                vcpu.hold()
-        domain.start()
-        for other in self._beside:
-            other.start()
-        self._debug(domain)
+        for guest in self._guests:
+            if guest.start.command is not None:
+                port = exit_port if guest is first else ExitPort()
+                guest.domain.ports.own(port, *port.ranges)
+            if guest.start.gdb is not None and guest.start.gdb.endswith(",wait"):
+                for vcpu in guest.domain.vcpus:
+                    vcpu.hold(Hold.DEBUGGER)
+        for guest in self._guests:
+            guest.domain.unpause()
+        for guest in self._guests:
+            self._debug(guest)
         self._control_by_socket()
-        if self._request.start.command is None or os.isatty(0):
-            self._console.start(offer, self._leave)
-        if self._serial is not None:
-            self._serial.start(domain.type_serial, self._leave)
+        for guest in self._guests:
+            typed = guest is not first or guest.start.command is None or os.isatty(0)
+            guest.place.start(guest, self._leave, console=typed)
+        domain = first.domain
         try:
             outcome = domain.wait(self._remaining())
         except KeyboardInterrupt:
@@ -165,9 +211,10 @@ class _Runner:
             raise
         if outcome is None:
             self._discard_output()
-        self._close_debugger()
-        if self._observer is not None:
-            self._observer.ended(domain)
+        self._close_debuggers()
+        if self._observers is not None:
+            for guest in self._guests:
+                self._observers.ended(guest.domain)
         domain.stop()
         if outcome is None and self._destroyed.is_set():
             _say(domain, "the guest was destroyed")
@@ -175,25 +222,33 @@ class _Runner:
         if outcome is None and self._left.is_set():
             return ExitStatus.INTERRUPTED
         if outcome is None:
-            _say(domain, f"the guest was stopped after {self._request.timeout_s:g} s (--timeout)")
+            _say(domain, f"the guest was stopped after {request.timeout_s:g} s (--timeout)")
             return ExitStatus.TIMED_OUT
-        if outcome.reason is ShutdownReason.reboot and self._request.restart:
+        if outcome.reason is ShutdownReason.reboot and request.restart:
             return None
-        return _report(domain, outcome, exit_port.status, self._request.start.command)
+        return _report(domain, outcome, exit_port.status, request.start.command)
 
-    def _debug(self, domain: Domain) -> None:
-        if self._request.gdb is None:
+    # ------------------------------------------------------------------- what others ask of the guests
+
+    def _debug(self, guest: _Guest) -> None:
+        if guest.start.gdb is None:
             return
+        where = guest.start.gdb.removesuffix(",wait")
+        self.debug(guest.domain, where)
+        if where != guest.start.gdb:
+            print(f"pyvmm: the guest waits for GDB at {where}", file=sys.stderr)
+
+    def debug(self, domain: Domain, where: str) -> None:
+        """Let GDB attach to one.  PyvmmError."""
         from vmm.observe.gdb.server import GdbServer
 
-        self._gdb = GdbServer(self._request.gdb, domain, self._destroy)
-        if self._request.gdb_wait:
-            print(f"pyvmm: the guest waits for GDB at {self._request.gdb}", file=sys.stderr)
+        if domain.domid in self._debuggers:
+            raise PyvmmError(f"{domain.name} has a place where GDB may attach already")
+        self._debuggers[domain.domid] = GdbServer(where, domain, lambda: self.destroy(domain))
 
-    def _close_debugger(self) -> None:
-        if self._gdb is not None:
-            self._gdb.close()
-            self._gdb = None
+    def _close_debuggers(self) -> None:
+        while self._debuggers:
+            self._debuggers.popitem()[1].close()
 
     def _control_by_socket(self) -> None:
         """Take requests from other processes, from now on: what that needs is imported beside the running guest."""
@@ -202,24 +257,28 @@ class _Runner:
         from vmm.control.actions import Actions
         from vmm.control.server import ControlServer
 
-        def current() -> Domain:
-            assert self._domain is not None
-            return self._domain
-
-        actions = Actions(self._hypervisor, current, self._destroy).table()
         try:
-            self._control = ControlServer(self._config.name, actions, self._tee, lambda data: current().type(data))
-        except OSError as error:
+            self._control = ControlServer(self._config.name, Actions(self))
+        except (OSError, PyvmmError) as error:
             log.get(__name__).warning("no other command can reach this guest", reason=str(error))
 
-    def _destroy(self) -> None:
-        self._destroyed.set()
-        if self._domain is not None:
-            self._domain.interrupt()
+    def running(self) -> "list[Running]":
+        """All guests of this process, the first one first."""
+        from vmm.control.actions import Running
+
+        return [Running(guest.domain, guest.config, guest.place.tee) for guest in self._guests]
+
+    def destroy(self, domain: Domain) -> None:
+        """End one at once; the first one's end is that of the run."""
+        if self._guests and domain is self._guests[0].domain:
+            self._destroyed.set()
+            domain.interrupt()
+        else:
+            domain.crash("it was destroyed")
 
     def _ask_to_end(self, domain: Domain) -> None:
         """Give the guest's kernel some time to shut down; a second interrupt ends that too."""
-        if domain.outcome is None and self._hypervisor.ask(domain, "poweroff"):
+        if domain.outcome is None and ask(self.hypervisor, domain, "poweroff"):
             print(
                 f"pyvmm: asked the guest to power off; it has {GRACE_S} s, or until the next interrupt",
                 file=sys.stderr,
@@ -232,24 +291,27 @@ class _Runner:
 
     def _leave(self) -> None:
         self._left.set()
-        if self._domain is not None:
-            self._domain.interrupt()
+        for guest in self._guests[:1]:
+            guest.domain.interrupt()
 
     def _discard_output(self) -> None:
-        # A reader that does not read must not keep the guest's threads from ending.
-        for chardev in self._chardevs:
-            chardev.discard()
+        # A reader that does not read must not keep the guests' threads from ending.
+        for place in self._places:
+            for chardev in place.each():
+                chardev.discard()
 
     def close(self) -> None:
+        """Let everything go."""
         self._discard_output()
-        self._close_debugger()
+        self._close_debuggers()
         if self._control is not None:
             self._control.close()
-        self._hypervisor.close()
-        if self._observer is not None:
-            self._observer.close()
-        for chardev in self._chardevs:
-            chardev.close()
+        self.hypervisor.close()
+        if self._observers is not None:
+            self._observers.close()
+        for place in self._places:
+            for chardev in place.each():
+                chardev.close()
         self._system.close()
 
 
@@ -273,6 +335,6 @@ def _report(domain: Domain, outcome: Outcome, command_status: int | None, comman
 
 
 def _say(domain: Domain, *lines: str) -> None:
-    why = domain.why_no_hypercalls()
+    why = why_no_hypercalls(domain)
     for index, line in enumerate([*lines, why] if why else lines):
         print(f"pyvmm: {line}" if index == 0 or line is why else f"  {line}", file=sys.stderr)

@@ -3,29 +3,16 @@
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from vmm.config.features import COMBINATIONS, Feature
+from vmm.config.shape import MAX_VCPUS, Shape, XenVersion
+from vmm.devices.kind import Bus, Spec
 from vmm.errors import UsageError
-from vmm.xenabi.constants import XEN_EXTRA, XEN_MAJOR, XEN_MINOR
 from vmm.xenabi.transport import Transport
 
-if TYPE_CHECKING:
-    from vmm.devices.block.spec import Disk
-    from vmm.devices.net.spec import Net
-    from vmm.devices.ninep.spec import Share
-
 MIN_MEMORY_BYTES = 4 << 20
-MAX_VCPUS = 128
 _UNITS = {"": 20, "k": 10, "m": 20, "g": 30, "t": 40}
-
-
-class XenVersion(NamedTuple):
-    """The Xen that the guest is shown."""
-
-    major: int = XEN_MAJOR
-    minor: int = XEN_MINOR
-    extra: str = XEN_EXTRA
 
 
 class DomainConfig(NamedTuple):
@@ -43,14 +30,9 @@ class DomainConfig(NamedTuple):
     transport: Transport | None = None
     kvm_xen: bool = True
     xen_version: XenVersion = XenVersion()
-    disks: "tuple[Disk, ...]" = ()
-    nets: "tuple[Net, ...]" = ()
-    shares: "tuple[Share, ...]" = ()
-    observed: bool = False
-    """Whether somebody looks at every hypercall and event: then neither KVM nor the C loop carries any out unseen."""
+    devices: tuple[Spec, ...] = ()
+    """In the order in which they are attached."""
     features: Feature = COMBINATIONS["pvh-domU"]
-    shareable: bool = False
-    """Whether other domains may map its memory: it then lives in files, without huge pages on many hosts."""
     own_xenstore: bool = False
     """Whether the initial domain runs xenstored itself, as on Xen; else pyvmm serves its xenstore, too."""
 
@@ -63,6 +45,17 @@ class DomainConfig(NamedTuple):
     def initial(self) -> bool:
         """Whether this is the initial, privileged domain: dom0."""
         return Feature.INITIAL_DOMAIN in self.features
+
+    def shape(self, *, shareable: bool = False) -> Shape:
+        """What a domain for it is made with; `shareable`: other domains may map its memory."""
+        return Shape(
+            name=self.name,
+            memory_bytes=self.memory_bytes,
+            vcpus=self.possible_vcpus,
+            features=self.features,
+            shareable=shareable,
+            xen_version=self.xen_version,
+        )
 
     def checked(self) -> "DomainConfig":
         """This configuration, or UsageError with the first thing that cannot be meant."""
@@ -83,19 +76,32 @@ class DomainConfig(NamedTuple):
             raise UsageError("--no-kvm-xen and --transport kvm-xen exclude each other")
         if not re.fullmatch(r"[A-Za-z0-9_.+-]{1,64}", self.name):
             raise UsageError(f"--name takes up to 64 letters, digits and _.+-, not {self.name!r}")
-        if self.initial and self.shares:
-            raise UsageError("a dom0 has PCI devices only, so --share and --root host are for other guests: use --disk")
-        names = [disk.number for disk in self.disks]
-        for disk in self.disks:
-            if names.count(disk.number) > 1:
-                raise UsageError(
-                    f"two disks are both {disk.name}; name one of them otherwise: --disk {disk.path},name=xvdz"
-                )
-        tags = [share.tag for share in self.shares]
-        for tag in tags:
-            if tags.count(tag) > 1:
-                raise UsageError(f"two shares are both {tag!r}; name one otherwise: --share PATH,tag=NAME")
+        if not self.devices:
+            return self
+        self._check_devices()
         return self
+
+    def _check_devices(self) -> None:
+        from vmm.devices.kinds import kind_of
+
+        bus = Bus.PCI if Feature.PCI in self.features else Bus.XENBUS
+        seen: dict[tuple[str, object], Spec] = {}
+        for spec in self.devices:
+            kind = kind_of(spec)
+            if bus not in kind.open:
+                raise UsageError(
+                    f"a dom0 has PCI devices only, so --{kind.name} (and --root host) is for other guests: use --disk"
+                )
+            for key in (("number", kind.handle(spec)), ("tag", getattr(spec, "tag", None))):
+                if key[1] is None:
+                    continue
+                if (kind.name, key) in seen:
+                    what = kind.named(int(str(key[1]))) if key[0] == "number" else repr(key[1])
+                    raise UsageError(
+                        f"two {kind.noun}s are both {what}; give one of them another name: --{kind.name} PATH,"
+                        f"{'name=xvdz' if key[0] == 'number' else 'tag=NAME'}"
+                    )
+                seen[kind.name, key] = spec
 
 
 def parse_size(text: str) -> int:

@@ -1,131 +1,159 @@
-"""What can be asked of a running guest, as its own process carries it out."""
+"""What can be asked of running guests, as their own process carries it out."""
 
 import os
 import time
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Protocol
 
-from vmm.config.domain import parse_size
-from vmm.control.server import Answer
-from vmm.devices.bus.xenbus import Xenbus, XenbusDevice
+from vmm.config.domain import DomainConfig, parse_size
 from vmm.errors import PyvmmError, UsageError
+from vmm.host.chardev import Tee
 from vmm.machine.domain import Domain
 from vmm.machine.hypervisor import Hypervisor
+from vmm.toolstack import lifecycle
 
-MIN_TARGET_BYTES = 16 << 20
+
+class Running(NamedTuple):
+    """A guest that this process runs."""
+
+    domain: Domain
+    config: DomainConfig
+    tee: Tee
+    """Where its console's output goes."""
+
+
+class Session(Protocol):
+    """The guests of one process."""
+
+    @property
+    def hypervisor(self) -> Hypervisor: ...
+    def running(self) -> list[Running]:
+        """All of them now, the first one first."""
+        ...
+
+    def destroy(self, domain: Domain) -> None:
+        """End one at once."""
+        ...
+
+    def debug(self, domain: Domain, where: str) -> None:
+        """Let GDB attach to one.  PyvmmError."""
+        ...
 
 
 class Actions:
-    """The requests of the control socket, for the guest that `domain` names at the time."""
+    """The requests of the control socket.  Called in its clients' threads."""
 
-    def __init__(self, hypervisor: Hypervisor, domain: Callable[[], Domain], destroy: Callable[[], None]) -> None:
-        self._hypervisor = hypervisor
-        self._domain = domain
-        self._destroy = destroy
+    def __init__(self, session: Session) -> None:
+        self._session = session
         self._started = time.monotonic()
-
-    def table(self) -> dict[str, Answer]:
-        """The requests by name."""
-        return {
-            "status": self._status,
-            "shutdown": lambda request: self._ask("poweroff"),
-            "reboot": lambda request: self._ask("reboot"),
-            "destroy": lambda request: self._destroy(),
-            "sysrq": self._sysrq,
-            "set-memory": self._set_memory,
-            "set-vcpus": self._set_vcpus,
-            "attach-disk": self._attach_disk,
-            "detach-disk": self._detach_disk,
-            "attach-net": self._attach_net,
-            "detach-net": self._detach_net,
+        self._table: dict[str, Callable[[Running, dict[str, Any]], Any]] = {
+            "shutdown": lambda guest, request: self._ask(guest, "poweroff"),
+            "reboot": lambda guest, request: self._ask(guest, "reboot"),
+            "destroy": lambda guest, request: session.destroy(guest.domain),
+            "pause": lambda guest, request: guest.domain.pause(),
+            "unpause": lambda guest, request: guest.domain.unpause(),
+            "sysrq": lambda guest, request: lifecycle.press_sysrq(session.hypervisor, guest.domain, _text(request, "key")),
+            "set-memory": lambda guest, request: lifecycle.set_memory(
+                session.hypervisor, guest.domain, parse_size(_text(request, "size"))
+            ),
+            "set-vcpus": lambda guest, request: lifecycle.set_vcpus(
+                session.hypervisor, guest.domain, _number(request, "count")
+            ),
+            "gdb": lambda guest, request: session.debug(guest.domain, _text(request, "where")),
         }
 
-    def _status(self, request: dict[str, Any]) -> dict[str, Any]:
-        domain = self._domain()
+    def answer(self, request: dict[str, Any]) -> Any:
+        """Carry out a request: its value.  PyvmmError."""
+        what = request.get("do")
+        if what == "status":
+            return [self._status(guest) for guest in self._session.running()]
+        verb, _, kind = what.partition("-") if isinstance(what, str) else ("", "", "")
+        action = self._table.get(what) if isinstance(what, str) else None
+        if verb in ("attach", "detach") and kind in _kinds():
+            action = _attach if verb == "attach" else _detach
+        if action is None:
+            known = [*self._table, "status", "console", "trace", "stats"]
+            known += [f"{verb}-{kind}" for verb in ("attach", "detach") for kind in _kinds()]
+            raise UsageError(f"a guest can be asked for {', '.join(sorted(known))}")
+        return action(self._find(request), request)
+
+    def console(self, request: dict[str, Any]) -> tuple[Tee, Callable[[bytes], None]]:
+        """A guest's console."""
+        guest = self._find(request)
+        return guest.tee, guest.domain.console.type
+
+    def stream(self, request: dict[str, Any], left: Callable[[], bool]) -> Iterator[str]:
+        """What a guest does, as text, from now on.  PyvmmError."""
+        from vmm.observe import live  # only whoever looks on pays for it
+        from vmm.observe.trace.filters import parse_filter
+
+        domain = self._find(request).domain
+        if request["do"] == "stats":
+            seconds = request.get("seconds")
+            if seconds is not None and not (isinstance(seconds, int | float) and 0 < seconds < 1e6):
+                raise UsageError(f"stats takes seconds above 0, not {seconds!r}")
+            return (f"{row}\n" for row in live.count(domain, seconds, left))
+        text = request.get("filter", "")
+        if not isinstance(text, str):
+            raise UsageError("a filter is a text")
+        parse_filter(text)
+        return live.follow(domain, text, as_json=bool(request.get("json")), left=left)
+
+    def _find(self, request: dict[str, Any]) -> Running:
+        """The guest that a request names, by name or domid; the first one where it names none.  UsageError."""
+        running, wanted = self._session.running(), request.get("guest")
+        if wanted is None and running:
+            return running[0]
+        for guest in running:
+            if wanted in (guest.config.name, guest.domain.domid, str(guest.domain.domid)):
+                return guest
+        raise UsageError(f"no guest {wanted!r} runs here; those that do: {', '.join(g.config.name for g in running)}")
+
+    def _status(self, guest: Running) -> dict[str, Any]:
+        domain = guest.domain
         return {
-            "name": domain.config.name,
+            "name": guest.config.name,
             "pid": os.getpid(),
             "domid": domain.domid,
+            "state": domain.life.state.value,
             "memory_mib": domain.memory.pages >> 8,
             "vcpus": sum(vcpu.online for vcpu in domain.vcpus),
             "seconds": round(time.monotonic() - self._started, 1),
-            "image": str(domain.config.image),
+            "image": str(guest.config.image),
         }
 
-    def _ask(self, action: str) -> None:
-        if not self._hypervisor.ask(self._domain(), action):
-            raise PyvmmError(f"the guest's kernel does not listen for {action}; `pyvmm destroy` stops it at once")
+    def _ask(self, guest: Running, action: str) -> None:
+        lifecycle.ask_or_refuse(self._session.hypervisor, guest.domain, action)
 
-    def _sysrq(self, request: dict[str, Any]) -> None:
-        key = _text(request, "key")
-        if len(key) != 1 or not key.isascii() or not key.isalnum():
-            raise UsageError(f"a SysRq key is one letter or digit, not {key!r}")
-        self._hypervisor.write(self._domain(), "control/sysrq", key)
 
-    def _set_memory(self, request: dict[str, Any]) -> None:
-        domain, size = self._domain(), parse_size(_text(request, "size"))
-        most = domain.config.memory_bytes
-        if not MIN_TARGET_BYTES <= size <= most:
-            raise UsageError(f"the guest can have {MIN_TARGET_BYTES >> 20}M to {most >> 20}M, not {size >> 20}M")
-        self._hypervisor.write(domain, "memory/target", str(size >> 10))
+def _kinds() -> list[str]:
+    from vmm.devices.kinds import KINDS  # when somebody asks
 
-    def _set_vcpus(self, request: dict[str, Any]) -> None:
-        domain, wanted = self._domain(), request.get("count")
-        if not isinstance(wanted, int) or not 1 <= wanted <= len(domain.vcpus):
-            raise UsageError(f"the guest can have 1 to {len(domain.vcpus)} vCPUs (run --max-vcpus), not {wanted}")
-        for index in range(len(domain.vcpus)):
-            self._hypervisor.write(domain, f"cpu/{index}/availability", "online" if index < wanted else "offline")
+    return list(KINDS)
 
-    def _attach_disk(self, request: dict[str, Any]) -> str:
-        from vmm.devices.block.backend import open_disk
-        from vmm.devices.block.spec import device_name, device_number, parse_disk
 
-        domain = self._domain()
-        free = next(name for name in map(device_name, range(702)) if self._find("vbd", device_number(name)) is None)
-        disk = parse_disk(_text(request, "spec"), free)
-        if self._find("vbd", disk.number) is not None:
-            raise UsageError(f"the guest has a disk {disk.name} already")
-        self._bus.attach(open_disk(disk, domain.config.possible_vcpus))
-        return disk.name
+def _attach(guest: Running, request: dict[str, Any]) -> str:
+    if guest.domain.devices is None:
+        raise UsageError("this guest's xenstore is in dom0, so its devices are for dom0 to give")
+    return guest.domain.devices.attach_text(request["do"].partition("-")[2], _text(request, "spec"))
 
-    def _detach_disk(self, request: dict[str, Any]) -> None:
-        from vmm.devices.block.spec import device_number
 
-        name = _text(request, "name")
-        self._detach(self._find("vbd", device_number(name)), f"disk {name}", force=bool(request.get("force")))
-
-    def _attach_net(self, request: dict[str, Any]) -> int:
-        from vmm.devices.net.backend import open_net
-        from vmm.devices.net.spec import parse_net
-
-        free = next(handle for handle in range(256) if self._find("vif", handle) is None)
-        self._bus.attach(open_net(parse_net(_text(request, "spec")), free, self._domain().config.possible_vcpus))
-        return free
-
-    def _detach_net(self, request: dict[str, Any]) -> None:
-        handle = request.get("number")
-        found = self._find("vif", handle) if isinstance(handle, int) else None
-        self._detach(found, f"network card {handle}", force=bool(request.get("force")))
-
-    @property
-    def _bus(self) -> Xenbus:
-        bus = self._domain().bus
-        if bus is None:
-            raise UsageError("a dom0's disks and network cards are there from its start to its end")
-        return bus
-
-    def _find(self, kind: str, handle: int) -> XenbusDevice | None:
-        return self._bus.find(kind, handle)
-
-    def _detach(self, device: XenbusDevice | None, what: str, *, force: bool) -> None:
-        if device is None:
-            raise UsageError(f"the guest has no {what}")
-        if not self._bus.detach(device, force=force):
-            raise PyvmmError(f"the guest still uses its {what} and has not let it go; --force takes it away all the same")
+def _detach(guest: Running, request: dict[str, Any]) -> None:
+    if guest.domain.devices is None:
+        raise UsageError("this guest's xenstore is in dom0, so its devices are for dom0 to take")
+    kind = request["do"].partition("-")[2]
+    guest.domain.devices.detach(kind, _text(request, "device"), force=bool(request.get("force")))
 
 
 def _text(request: dict[str, Any], key: str) -> str:
     value = request.get(key)
     if not isinstance(value, str):
         raise UsageError(f"the request lacks {key!r}")
+    return value
+
+
+def _number(request: dict[str, Any], key: str) -> int:
+    value = request.get(key)
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise PyvmmError(f"the request lacks {key!r}, a number")
     return value

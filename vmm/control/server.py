@@ -1,48 +1,59 @@
-"""The control socket of a running guest.
-
-A request is one line of JSON, `{"do": NAME, ...}`, and so is its answer: `{"ok": VALUE}` or `{"error": SENTENCE}`.  After
-`console` has been answered the connection carries the console's bytes, both ways.
-"""
+"""The control socket of a process: requests for every guest that it runs."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
 
-from vmm.control.places import folder, socket_of
+from vmm.control.places import check_free, make_folder, socket_of
+from vmm.control.protocol import MAX_LINE_BYTES, STREAMS, packed, parsed
 from vmm.errors import PyvmmError
 from vmm.host import log
 from vmm.host.chardev import Tee
-from vmm.host.unixsocket import accept, answers, listener, shut_down
+from vmm.host.unixsocket import accept, listener, shut_down
 
 if TYPE_CHECKING:
     import socket
 
 MAX_CLIENTS = 16
-MAX_LINE_BYTES = 4096
-CONSOLE_WAIT_S = 5
-"""How long somebody who looks at the console may not take its output."""
+CLIENT_WAIT_S = 5
+"""How long somebody may not take what he is sent."""
+
+REQUEST_WAIT_S = 30
+"""How long a client may take for a request, or between two of them."""
 
 CHUNK_BYTES = 512
 
-Answer = Callable[[dict[str, Any]], Any]
-"""Carries out one request: the answer's value, in terms of JSON; PyvmmError."""
+
+class Requests(Protocol):
+    """Who carries requests out."""
+
+    def answer(self, request: dict[str, Any]) -> Any:
+        """One request's value, in terms of JSON.  PyvmmError."""
+        ...
+
+    def console(self, request: dict[str, Any]) -> tuple[Tee, Callable[[bytes], None]]:
+        """A guest's console: who shows its output, and what takes input.  PyvmmError."""
+        ...
+
+    def stream(self, request: dict[str, Any], left: Callable[[], bool]) -> Iterator[str]:
+        """The text of `trace` or `stats`, until `left`.  PyvmmError before the first piece."""
+        ...
 
 
 class ControlServer:
-    """Takes requests for one guest.  A thread waits for clients, and each of them has one: requests may take long."""
+    """A thread waits for clients, and each of them has one: requests may take long."""
 
-    def __init__(self, name: str, actions: dict[str, Answer], tee: Tee, offer: Callable[[bytes], None]) -> None:
-        """PyvmmError where a guest of that name runs already, OSError where there is no place for the socket."""
+    def __init__(self, name: str, requests: Requests) -> None:
+        """PyvmmError where a guest of that name runs already, or where there is no place for the socket."""
+        make_folder()
+        check_free(name)
         self._path = socket_of(name)
-        folder().mkdir(mode=0o700, parents=True, exist_ok=True)
-        if self._path.is_socket() and answers(self._path):
-            raise PyvmmError(f"a guest called {name!r} runs already; give this one another --name")
         self._listener = listener(self._path, MAX_CLIENTS)
-        self._actions = actions
-        self._tee = tee
-        self._offer = offer
+        self._requests = requests
         self._clients: set[socket.socket] = set()
+        self._closing = False
         threading.Thread(target=self._accept, name="control", daemon=True).start()
 
     def _accept(self) -> None:
@@ -52,43 +63,67 @@ class ControlServer:
             except OSError:
                 return
             if len(self._clients) >= MAX_CLIENTS:
-                client.close()
+                with client, suppress(OSError):
+                    client.sendall(packed({"error": f"the guest talks to {MAX_CLIENTS} others already; try again later"}))
                 continue
             self._clients.add(client)
             threading.Thread(target=self._serve, args=[client], name="control-client", daemon=True).start()
 
     def _serve(self, client: "socket.socket") -> None:
         try:
+            client.settimeout(REQUEST_WAIT_S)
             with client, client.makefile("rb") as lines:
                 while line := lines.readline(MAX_LINE_BYTES):
-                    request = _parsed(line)
-                    client.sendall(_line(self._answer(request)))
-                    if request.get("do") == "console":
-                        self._console(client)
+                    request = parsed(line)
+                    if request is None:  # what follows cannot be told from the rest of it
+                        client.sendall(packed({"error": f"a request is a line of JSON of up to {MAX_LINE_BYTES} bytes"}))
                         return
+                    if request.get("do") in STREAMS:
+                        self._stream(client, request)
+                        return
+                    client.sendall(packed(self._answer(partial(self._requests.answer, request))))
         except OSError:
-            pass  # the client has gone
+            pass  # the client has gone, or has taken too long
         finally:
             self._clients.discard(client)
 
-    def _answer(self, request: dict[str, Any]) -> dict[str, Any]:
-        what = request.get("do")
-        action = self._actions.get(what) if isinstance(what, str) else None
-        if what == "console":
-            return {"ok": None}
-        if action is None:
-            return {"error": f"a guest can be asked for {', '.join(sorted([*self._actions, 'console']))}"}
+    def _answer(self, action: Callable[[], Any]) -> dict[str, Any]:
         try:
-            return {"ok": action(request)}
+            return {"ok": action()}
         except PyvmmError as error:
             return {"error": str(error)}
         except Exception as error:  # a fault of pyvmm's: the guest goes on
-            log.get(__name__).exception("fault in a control request", request=what, error=repr(error))
+            log.get(__name__).exception("fault in a control request", error=repr(error))
             return {"error": f"internal fault of pyvmm: {error!r}"}
 
-    def _console(self, client: "socket.socket") -> None:
-        client.settimeout(CONSOLE_WAIT_S)
-        self._tee.add(client)
+    def _stream(self, client: "socket.socket", request: dict[str, Any]) -> None:
+        if request["do"] == "console":
+            self._console(client, request)
+            return
+        gone = threading.Event()
+        pieces: list[Iterator[str]] = []
+
+        def begin() -> None:
+            pieces.append(self._requests.stream(request, lambda: gone.is_set() or self._closing))
+
+        answer = self._answer(begin)
+        client.sendall(packed(answer))
+        if not pieces:
+            return
+        client.settimeout(CLIENT_WAIT_S)
+        threading.Thread(target=_watch, args=[client, gone], name="control-watch", daemon=True).start()
+        for piece in pieces[0]:
+            client.sendall(piece.encode())
+
+    def _console(self, client: "socket.socket", request: dict[str, Any]) -> None:
+        found: list[tuple[Tee, Callable[[bytes], None]]] = []
+        answer = self._answer(lambda: found.append(self._requests.console(request)))
+        client.sendall(packed(answer))
+        if not found:
+            return
+        ((tee, offer),) = found
+        client.settimeout(CLIENT_WAIT_S)
+        tee.add(client)
         try:
             while True:
                 try:
@@ -97,12 +132,13 @@ class ControlServer:
                     continue
                 if not data:
                     return
-                self._offer(data)
+                offer(data)
         finally:
-            self._tee.remove(client)
+            tee.remove(client)
 
     def close(self) -> None:
         """Take no more requests; the socket's file goes."""
+        self._closing = True
         self._path.unlink(missing_ok=True)
         shut_down(self._listener)
         self._listener.close()
@@ -111,20 +147,13 @@ class ControlServer:
                 shut_down(client)
 
 
-# json is imported where it is used: most guests are asked for nothing.
-
-
-def _parsed(line: bytes) -> dict[str, Any]:
-    import json
-
-    try:
-        request = json.loads(line)
-    except ValueError:
-        return {}
-    return request if isinstance(request, dict) else {}
-
-
-def _line(answer: dict[str, Any]) -> bytes:
-    import json
-
-    return json.dumps(answer).encode() + b"\n"
+def _watch(client: "socket.socket", gone: threading.Event) -> None:
+    """Notice that a client which says nothing more has gone."""
+    while not gone.is_set():
+        try:
+            if not client.recv(CHUNK_BYTES):
+                gone.set()
+        except TimeoutError:
+            continue
+        except OSError:
+            gone.set()

@@ -94,6 +94,21 @@ class EventTable:
             entry = table.ports[port]
             entry.does, entry.fd, entry.vcpu, entry.priority = does, fd, vcpu, priority
 
+    def queues(self) -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, int], ...]]:
+        """The FIFO queues' ends: the last port of each, by vCPU and priority, and by port the queue that it was last in."""
+        with self._locked() as table:
+            tails = tuple(tuple(map(int, vcpu.tails)) for vcpu in table.vcpus[0 : self._vcpus])
+            places = tuple((port, int(row.queue)) for port, row in enumerate(table.ports) if row.queue)
+        return tails, places
+
+    def restore_queues(self, record: tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, int], ...]]) -> None:
+        """Go on with these."""
+        with self._locked() as table:
+            for vcpu, tails in zip(table.vcpus[0 : self._vcpus], record[0], strict=False):
+                vcpu.tails = list(tails)
+            for port, queue in record[1]:
+                table.ports[port].queue = queue
+
     @contextmanager
     def waiting(self) -> Iterator[None]:
         """Meanwhile all that interrupts is Python's: a vCPU waits there."""

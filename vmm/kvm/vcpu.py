@@ -222,6 +222,10 @@ class VcpuFd:
             row.eax, row.ebx, row.ecx, row.edx = entry.eax, entry.ebx, entry.ecx, entry.edx
         ioctl(self.fd, "KVM_SET_CPUID2", lib.KVM_SET_CPUID2, table)
 
+    def setup_machine_check(self, banks: int) -> None:
+        """KVM_X86_SETUP_MCE: so many banks of machine-check registers, and nothing else in MCG_CAP."""
+        ioctl(self.fd, "KVM_X86_SETUP_MCE", lib.KVM_X86_SETUP_MCE, ffi.new("uint64_t *", banks))
+
     def get_msr(self, number: int) -> int:
         """KVM_GET_MSRS of one MSR."""
         table = ffi.new("struct kvm_msrs *", {"entries": 1})

@@ -136,8 +136,8 @@ class VmFd:
             request.datamatch = match
         ioctl(self.fd, "KVM_IOEVENTFD", lib.KVM_IOEVENTFD, request)
 
-    def exit_on_msrs(self, written: Iterable[int]) -> None:
-        """Let guest writes of these MSRs exit to user space (KVM_X86_SET_MSR_FILTER).
+    def exit_on_msrs(self, *, read: Iterable[int], written: Iterable[int]) -> None:
+        """Let the guest's reads and writes of these MSRs exit to user space (KVM_X86_SET_MSR_FILTER).
 
         A filter, since KVM itself claims some of these numbers for Hyper-V and would not call them unknown.
         """
@@ -145,9 +145,11 @@ class VmFd:
         table = ffi.new("struct kvm_msr_filter *")
         table.flags = lib.KVM_MSR_FILTER_DEFAULT_ALLOW
         keep = []
-        for row, number in zip(table.ranges, written, strict=False):
-            denied = ffi.new("uint8_t[1]", [0])
-            row.flags, row.nmsrs, row.base, row.bitmap = lib.KVM_MSR_FILTER_WRITE, 1, number, denied
+        wanted = [(lib.KVM_MSR_FILTER_READ, stretch) for stretch in _stretches(read)]
+        wanted += [(lib.KVM_MSR_FILTER_WRITE, stretch) for stretch in _stretches(written)]
+        for row, (access, stretch) in zip(table.ranges, wanted, strict=False):
+            denied = ffi.new("uint8_t[]", -(-len(stretch) // 8))
+            row.flags, row.nmsrs, row.base, row.bitmap = access, len(stretch), stretch[0], denied
             keep.append(denied)
         ioctl(self.fd, "KVM_X86_SET_MSR_FILTER", lib.KVM_X86_SET_MSR_FILTER, table)
 
@@ -238,3 +240,14 @@ class VmFd:
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
+
+
+def _stretches(numbers: Iterable[int]) -> list[list[int]]:
+    """Numbers, those that follow each other together: a filter has no more than 16 ranges."""
+    found: list[list[int]] = []
+    for number in sorted(numbers):
+        if found and number == found[-1][-1] + 1:
+            found[-1].append(number)
+        else:
+            found.append([number])
+    return found

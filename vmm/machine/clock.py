@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 
 from vmm.kvm import XenFlag
 from vmm.kvm.timer import Timer
+from vmm.machine.parts import VcpuHost, VcpuThread
+from vmm.machine.upcall import Upcall
 from vmm.xenabi.constants import RUNSTATE_UPDATE, Runstate, Virq
 from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.interfaces import VcpuState
@@ -16,7 +18,7 @@ from vmm.xenabi.structs import RunstateInfo
 from vmm.xenabi.values import RunstateTimes, XenError
 
 if TYPE_CHECKING:
-    from vmm.machine.vcpu import Vcpu
+    pass
 
 MSR_KVM_SYSTEM_TIME_NEW = 0x4B56_4D01
 TIME_INFO_BYTES = 32
@@ -28,12 +30,14 @@ LONGEST_DELAY_NS = 1 << 60
 class VcpuClock:
     """Owned by the vCPU's thread."""
 
-    def __init__(self, vcpu: "Vcpu") -> None:
+    def __init__(self, vcpu: VcpuThread, host: VcpuHost, upcall: Upcall) -> None:
         self._vcpu = vcpu
+        self._host = host
+        self._upcall = upcall
         self.singleshot = Timer(self.fired)
         self.periodic = Timer(self.fired)
         self.in_loop = True
-        """Whether hypercalls may be answered without Python; nobody who wants to see them all would have that."""
+        """Whether hypercalls may be answered without Python."""
         self._runstate_area: tuple[int, Abi] | None = None
         self._runstate_due = NEVER_NS
         self._runstate_by_kvm = False
@@ -56,7 +60,7 @@ class VcpuClock:
         if self._runstate_by_kvm and self._vcpu.is_own_thread():
             kept = self._vcpu.kvm.xen_runstate()
             return RunstateTimes(*(getattr(kept, name) for name in RunstateTimes._fields))
-        now = self._vcpu.domain.system_time_ns()
+        now = self._host.clock_ns()
         thread = self._vcpu.thread_id
         if not self._vcpu.online or thread is None:
             return RunstateTimes(Runstate.offline, 0, 0, 0, 0, now)
@@ -71,7 +75,7 @@ class VcpuClock:
 
     def keep_runstate(self, address: int, abi: Abi, caller: VcpuState) -> None:
         """Keep a copy at a guest-virtual address: KVM does at each switch, else as often as the guest sets its timer."""
-        kept = self._vcpu.domain.kept_by_kvm
+        kept = self._host.kept_by_kvm
         if XenFlag.RUNSTATE in kept and XenFlag.RUNSTATE_UPDATE_FLAG in kept:
             gpa = caller.physical(address, RunstateInfo.sizeof(abi))
             if gpa is not None:
@@ -83,7 +87,7 @@ class VcpuClock:
 
     def keep_time(self, address: int, caller: VcpuState) -> None:
         """A second vcpu_time_info; only KVM_XEN can."""
-        if XenFlag.INTERCEPT_HCALL not in self._vcpu.domain.kept_by_kvm:
+        if XenFlag.INTERCEPT_HCALL not in self._host.kept_by_kvm:
             raise XenError(errno.ENOSYS)
         gpa = caller.physical(address, TIME_INFO_BYTES)
         if gpa is None:
@@ -98,7 +102,7 @@ class VcpuClock:
         self._runstate_due = times.state_entry_time + RUNSTATE_UPDATE_NS
         self.choose_timekeeper()
         info = RunstateInfo(**times._asdict())
-        flag = RUNSTATE_UPDATE if self._vcpu.domain.runstate_flag else 0
+        flag = RUNSTATE_UPDATE if self._host.runstate_flag else 0
         try:
             info.state_entry_time = times.state_entry_time | flag
             self._vcpu.write_virtual(address, info.pack(abi))
@@ -116,28 +120,28 @@ class VcpuClock:
             self._vcpu.kvm.arm_own_timer(0)
         if deadline_ns is None:
             self.singleshot.disarm()
-        elif self._vcpu.domain.kernel_events.active and self._kvm_can_time():
+        elif self._host.kernel_events.active and self._kvm_can_time():
             self.singleshot.disarm()
             self._leave_timer_to_kvm(deadline_ns)
         elif self._raised_by_loop:
             self.singleshot.disarm()
-            ahead = deadline_ns - self._vcpu.domain.system_time_ns()
+            ahead = deadline_ns - self._host.clock_ns()
             self._vcpu.kvm.arm_own_timer(min(max(ahead, 1), LONGEST_DELAY_NS))
         else:
-            self.singleshot.arm(deadline_ns - self._vcpu.domain.system_time_ns())
+            self.singleshot.arm(deadline_ns - self._host.clock_ns())
 
     def _kvm_can_time(self) -> bool:
         # KVM raises the vector only if the upcall was not pending yet, and the LAPIC forgets it while it is off.
         if not self._vcpu.is_own_thread():
             return False
-        return self._vcpu.kvm.lapic_enabled() if self._vcpu.vector else self._vcpu.domain.callback_vector is not None
+        return self._vcpu.kvm.lapic_enabled() if self._upcall.vector else self._host.callback.vector is not None
 
     def _leave_timer_to_kvm(self, deadline_ns: int) -> None:
-        port = self._vcpu.domain.events.port_of_virq(Virq.TIMER, self._vcpu.id)
+        port = self._host.events.port_of_virq(Virq.TIMER, self._vcpu.id)
         if port is not None:
             self._vcpu.kvm.xen_set_timer(port, max(deadline_ns, 1))
             if self._vcpu.upcall_pending():
-                self._vcpu.upcall()
+                self._upcall.notify()
 
     def take_timer_from_kvm(self) -> None:
         """The timer is pyvmm's again, from the guest's next deadline on."""
@@ -153,11 +157,11 @@ class VcpuClock:
 
     def choose_timekeeper(self) -> None:
         """Let the C loop set the timer where KVM does not and where nobody has to see it done."""
-        kvm, events = self._vcpu.kvm, self._vcpu.domain.kernel_events
-        possible = self.in_loop and self._vcpu.online and not events.active
+        kvm, events = self._vcpu.kvm, self._host.kernel_events
+        possible = self.in_loop and self._vcpu.online and not events.active and not self._host.observed
         kvm.let_loop_answer(able=possible, python_after_ns=self._runstate_due)
         if self._vcpu.is_own_thread():
-            port = self._vcpu.domain.events.port_of_virq(Virq.TIMER, self._vcpu.id) if possible else None
+            port = self._host.events.port_of_virq(Virq.TIMER, self._vcpu.id) if possible else None
             if port is None:
                 self.take_timer_from_loop()
             self._raised_by_loop = kvm.let_loop_raise(port or 0)  # what Python waits for it still raises itself
@@ -172,7 +176,7 @@ class VcpuClock:
 
     def fired(self) -> None:
         """A timer has come whose event is not the C loop's to raise."""
-        self._vcpu.domain.events.send_virq(Virq.TIMER, self._vcpu.id)
+        self._host.events.send_virq(Virq.TIMER, self._vcpu.id)
 
     def close(self) -> None:
         """Release the timers; the thread has ended."""

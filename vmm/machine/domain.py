@@ -1,37 +1,33 @@
-"""Domain: RAM, vCPUs, event channels, grants and devices, composed from feature flags.
+"""A domain: its parts, and the verbs by which a toolstack gives it memory, registers and life.
 
-Everything that starts and ends a domain lives here.  `_lock` guards its outcome; each part owns its own state.
+`Hypervisor.create` makes one, paused and with nothing in it; every state that it goes through is in `lifecycle`.  The two
+toolstacks, dom0's hypercalls and `vmm.toolstack`, use the same verbs, while other domains run.
 """
 
 import os
-import threading
 from collections import Counter
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
-from vmm.boot import acpi, pvh
-from vmm.boot.elf import ElfImage
-from vmm.boot.hypercall_sites import Site
-from vmm.config.domain import DomainConfig
+from vmm.boot import acpi
 from vmm.config.features import Feature, named
-from vmm.devices.bus.mmio import Mmio
-from vmm.devices.bus.ports import Ports
-from vmm.devices.bus.xenbus import Xenbus
-from vmm.devices.chips.acpi_pm import AcpiPm
-from vmm.devices.chips.uart import COM1, Uart
-from vmm.devices.console.pv import Console
-from vmm.devices.ring.granted import BACKEND_DOMID
-from vmm.host.chardev import Sink
+from vmm.config.shape import Shape
 from vmm.host.cpuinfo import first_cpu
 from vmm.host.eventloop import EventLoop
-from vmm.kvm import EventTable, MsiRoute, System, XenFlag, allow_kicks
+from vmm.kvm import EventTable, KvmError, System, XenFlag, allow_kicks
 from vmm.kvm.capabilities import msr_filter_available
+from vmm.machine.console import DomainConsole
 from vmm.machine.cpuid import guest_cpuid
+from vmm.machine.hooks import HookList
 from vmm.machine.irq_routing import Gsis
 from vmm.machine.kvm_evtchn import KernelEvents
-from vmm.machine.memory.guest import LOW_RAM_END, GuestMemory, SharedBytes
+from vmm.machine.lifecycle import By, DomainLife, Hold, Life, Outcome, Verb, WrongLife
+from vmm.machine.memory.guest import LOW_RAM_END, GuestMemory
+from vmm.machine.parts import Callback
+from vmm.machine.platform import Board
+from vmm.machine.upcall import UpcallLine
 from vmm.machine.vcpu import Vcpu
-from vmm.xenabi.constants import CALLBACK_TYPE_VECTOR, E820, HYPERCALL_MSR, PAGE_BYTES, HvmParam, ShutdownReason, Virq
+from vmm.xenabi.constants import CALLBACK_TYPE_VECTOR, HYPERCALL_MSR, PAGE_BYTES, ShutdownReason
 from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.evtchn import EventChannels
 from vmm.xenabi.evtchn_abi import TwoLevelLayout
@@ -39,246 +35,187 @@ from vmm.xenabi.grant_maps import GrantMaps
 from vmm.xenabi.grants import TABLE_PAGES, GrantTable
 from vmm.xenabi.hypercalls import dispatch, load_privileged
 from vmm.xenabi.state import Call, HypervisorState
-from vmm.xenabi.transport import PORT, Transport, patch_for
-from vmm.xenabi.values import Domid, Gfn, Gpa, GrantRef, Port, VcpuId, XenIdentity
-from vmm.xenabi.vcpu_context import flat
-from vmm.xenstore.layout import DomainFacts
-from vmm.xenstore.service import Xenstore
+from vmm.xenabi.transport import PORT, Transport
+from vmm.xenabi.values import Domid, Gfn, Gpa, HypercallOutcome, VcpuId, XenIdentity
 
 if TYPE_CHECKING:
-    from vmm.devices.console.hypervisor import HypervisorConsole
-    from vmm.machine.platform import Pc
+    from vmm.devices.manager import DeviceManager
 
 MSR_KVM_WALL_CLOCK_NEW = 0x4B56_4D00
+MSR_KVM_CLOCKS = (0x11, 0x12, *range(MSR_KVM_WALL_CLOCK_NEW, MSR_KVM_WALL_CLOCK_NEW + 8))
+"""Where KVM has its own paravirtual features, which a guest of Xen's does not see."""
+
 MSR_MTRR_DEF_TYPE, MTRR_ENABLED, MTRR_WRITE_BACK = 0x2FF, 1 << 11, 6
-SPECIAL_PAGES_START, SPECIAL_PAGES = 0xFEFF_8000, 8
-STORE_GFN, CONSOLE_GFN = Gfn(0xFEFFC), Gfn(0xFEFFF)
+MACHINE_CHECK_BANKS = 2
 INTEL_TSS_AREA = 0xFEFF_0000
 SHARED_INFO_PAGE, FIRST_GRANT_PAGE = 0, 1
 XEN_PAGES = FIRST_GRANT_PAGE + TABLE_PAGES
-RESERVED_CONSOLE, RESERVED_STORE = GrantRef(0), GrantRef(1)  # grant_table.h: GNTTAB_RESERVED_*
-STORE_CONNECTION_OFFSET, NOT_CONNECTED = 2068, 1  # io/xs_wire.h: `connection`, XENSTORE_RECONNECT
-END_OF_INPUT = b"\x04"  # Ctrl-D
-END_AGAIN_S = 1
-INPUT_CHECK_S = 0.2
 
 
-class Outcome(NamedTuple):
-    """How a domain ended: the reason, and for a crash a sentence and a report."""
+class Account:
+    """What is counted of a domain's hypercalls; by its vCPUs' threads, in which a lost count does no harm."""
 
-    reason: ShutdownReason
-    text: str = ""
-    report: tuple[str, ...] = ()
+    def __init__(self) -> None:
+        self.hypercalls = 0
+        self.unknown: Counter[str] = Counter()
+        self.page_asked = False
+        """Whether the guest has asked for its hypercall page."""
 
 
 class Domain:
-    """One domain.  Built by `Hypervisor.create_domain`; `start`, `wait`, `stop`, `close` in that order."""
+    """One domain.  Its life has a lock, and so has each part; what is set by a hypercall is set in its vCPU's thread."""
 
     def __init__(
-        self,
-        system: System,
-        hypervisor: HypervisorState,
-        domid: Domid,
-        config: DomainConfig,
-        transport: Transport,
-        sink: Sink,
-        serial: Sink | None = None,
+        self, system: System, hypervisor: HypervisorState, domid: Domid, shape: Shape, transport: Transport
     ) -> None:
         self.hypervisor = hypervisor
-        self.kind = named(config.features)
         self.domid = domid
-        self.config = config
+        self.shape = shape
+        named(shape.features)
         self.transport = transport
         self.handle = bytes(16) if domid == 0 else _random_uuid()
-        self.privileged = Feature.PRIVILEGED in config.features
-        if self.privileged:
+        if Feature.PRIVILEGED in shape.features:
             load_privileged()
-        self.initial = Feature.INITIAL_DOMAIN in config.features
-        self.identity = _identity(config)
+        self.identity = _identity(shape)
+        self.life = DomainLife()
+        self.account = Account()
         self.hvm_params: dict[int, int] = {}
-        self.callback_vector: int | None = None
+        self.callback = Callback()
         self.runstate_flag = False
-        self.kept_by_kvm = system.xen_flags() if transport is Transport.KVM_XEN else XenFlag(0)
-        if config.observed:
-            self.kept_by_kvm &= ~XenFlag.EVTCHN_SEND
         self.shutdown_reason: ShutdownReason | None = None
-        self.unknown_hypercalls: Counter[str] = Counter()
-        self.hypercall_page_asked = False
-        self.hypercalls = 0
-        self.hypercall: Callable[[Call], int] = self._hypercall
-        """Carries out one hypercall: what RAX gets.  Whoever wants to see or change them puts a function around it."""
-        self.console_write = sink.write
-        self.console_read: Callable[[int], bytes] = _no_input
-        self.outcome: Outcome | None = None
-        self._ended = threading.Event()
-        self._stopped = False
-        self.bus: Xenbus | None = None
-        """Its devices, once it has a xenstore."""
-        self._console: Console | HypervisorConsole | None = None
-        self._uart: Uart | None = None
-        self._lock = threading.Lock()
-        self.ports, self.mmio = Ports(), Mmio()
-        self.pc: Pc | None = None
+        """What the guest has said beforehand that its shutdown will mean."""
+        self.kept_by_kvm = system.xen_flags() if transport is Transport.KVM_XEN else XenFlag(0)
+        self.devices: DeviceManager | None = None
+        """Its devices, once it has a bus that they can stand on."""
+        self.served = False
+        """Whether pyvmm's own xenstore is the domain's."""
         self.vcpus: list[Vcpu] = []
-        self.kernel_events = KernelEvents(self)
-        self.event_table = EventTable(config.possible_vcpus)
-        self.events = EventChannels(self.vcpus, self.event_table, kernel=self.kernel_events)
-        self._loops = self._timers, self._console_loop = (
-            EventLoop(f"{config.name}-timers"),
-            EventLoop(f"{config.name}-console"),
-        )
-        self._built = False
-        self.vm = system.create_vm()
-        self.memory = GuestMemory(self.vm, XEN_PAGES, shareable=config.shareable)
+        self.hooks = HookList(self._rehook)
+        self._carry: Callable[[Call], HypercallOutcome] = dispatch
+        self.event_table = EventTable(shape.vcpus)
+        self._timers = EventLoop(f"{shape.name}-timers")
+        self.console = DomainConsole(shape.name, lambda: self.life.over)
+        self._closing: list[Callable[[], None]] = [self._timers.stop, self.console.stop]
+        """What releases that which there is so far, in the order in which it was made."""
         try:
-            self._build(system, sink, serial)
+            self._build(system)
         except BaseException:
             self.close()
             raise
 
-    def _build(self, system: System, sink: Sink, serial: Sink | None) -> None:
-        config, vm = self.config, self.vm
+    def _build(self, system: System) -> None:
+        shape = self.shape
         allow_kicks()
+        vm = self.vm = system.create_vm()
+        self._closing.append(vm.close)
+        has_pci = Feature.PCI in shape.features
+        self.memory = GuestMemory(
+            vm,
+            XEN_PAGES,
+            owner=self.domid,
+            limit_bytes=shape.memory_bytes,
+            low_end=acpi.ECAM_BASE if has_pci else LOW_RAM_END,
+            shareable=shape.shareable,
+        )
+        self._closing.insert(-1, self.memory.close)  # after its machine, whose slots it is in
+        self.kernel_events = KernelEvents(vm, self.kept_by_kvm, self.callback, self.vcpus)
+        self.events = EventChannels(
+            self.domid, self.vcpus, self.event_table, self._ports_of, shape.event_ports, self.kernel_events
+        )
+        self.grants = GrantTable(FIRST_GRANT_PAGE, self.memory.xen_page(FIRST_GRANT_PAGE, TABLE_PAGES), shape.grant_frames)
+        self.grant_maps = GrantMaps(self._grants_of, shape.maptrack_entries)
         vm.set_tss_area(INTEL_TSS_AREA)
-        lines = acpi.IOAPIC_LINES if Feature.IOAPIC in config.features else 0
+        lines = acpi.IOAPIC_LINES if Feature.IOAPIC in shape.features else 0
         vm.split_irqchip(lines)
-        self.gsis = Gsis(vm, lines)
+        gsis = Gsis(vm, lines)
         if self.transport is Transport.KVM_XEN:
             vm.xen_config(HYPERCALL_MSR)
-        elif msr_filter_available(system):
-            vm.exit_on_msrs([HYPERCALL_MSR])
-        has_pc = Feature.PCI in config.features
-        self.memory.add_ram(config.memory_bytes, acpi.ECAM_BASE if has_pc else LOW_RAM_END)
-        self.memory.add_special(acpi.ACPI_BASE, acpi.ACPI_BYTES, E820.ACPI, acpi.ACPI_USED_BYTES)
-        self.memory.write(acpi.ACPI_BASE, acpi.build(config.possible_vcpus, pc=has_pc))
-        self.memory.add_special(SPECIAL_PAGES_START, SPECIAL_PAGES * PAGE_BYTES, E820.RESERVED)
+        if msr_filter_available(system):
+            written = () if self.transport is Transport.KVM_XEN else (HYPERCALL_MSR,)
+            vm.exit_on_msrs(read=(HYPERCALL_MSR, *MSR_KVM_CLOCKS), written=(*written, *MSR_KVM_CLOCKS))
+        self.board = Board(shape.features, vm, gsis, self.memory, self._power_off, self._reset)
+        self._closing.append(self.board.close)
+        self.ports, self.mmio = self.board.ports, self.board.mmio
+        self._create_vcpus(system, gsis)
+        for timer in self.board.timers:
+            self._timers.watch(timer.fd, timer.on_readable)
+
+    def _create_vcpus(self, system: System, gsis: Gsis) -> None:
+        shape, vm = self.shape, self.vm
         supported, brand = system.supported_cpuid(), first_cpu("model name").encode()
-        for index in range(config.possible_vcpus):
-            vcpu = Vcpu(self, index, vm.create_vcpu(acpi.apic_id(index)))
-            vcpu.time.in_loop = not config.observed
+
+        def line(vcpu: Vcpu) -> UpcallLine:
+            return UpcallLine(vcpu, vm, gsis, self.event_table, self.callback, self.kernel_events)
+
+        for index in range(shape.vcpus):
+            vcpu = Vcpu(self, index, vm.create_vcpu(acpi.apic_id(index)), line)
             self.vcpus.append(vcpu)
             vcpu.kvm.set_cpuid(
                 guest_cpuid(
                     supported,
                     vcpu=index,
-                    vcpus=config.possible_vcpus,
+                    vcpus=shape.vcpus,
                     domid=self.domid,
-                    version=config.xen_version[:2],
+                    version=shape.xen_version[:2],
                     tsc_khz=vcpu.kvm.tsc_khz(),
                     brand=brand,
                 )
             )
             vcpu.kvm.set_msr(MSR_MTRR_DEF_TYPE, MTRR_ENABLED | MTRR_WRITE_BACK)
-            vcpu.kvm.describe_loop(vm.fd, index, PORT, self.memory.ram(), self.event_table)
-            vcpu.upcall_gsi = self.gsis.allocate()
-            vm.irqfd(vcpu.upcall_fd, vcpu.upcall_gsi)
+            vcpu.kvm.setup_machine_check(MACHINE_CHECK_BANKS)
             if XenFlag.EVTCHN_SEND in self.kept_by_kvm:
                 vcpu.kvm.xen_set_vcpu_id(index)
-            for timer in (vcpu.time.singleshot, vcpu.time.periodic, vcpu.callback_check):
+            for timer in (vcpu.clock.singleshot, vcpu.clock.periodic, vcpu.line.check):
                 self._timers.watch(timer.fd, timer.on_readable)
-        self.grant_maps = GrantMaps()
-        self.grants = GrantTable(FIRST_GRANT_PAGE, self.memory.xen_page(FIRST_GRANT_PAGE, TABLE_PAGES))
-        if has_pc:
-            self._build_pc()
-        self.power = AcpiPm(
-            acpi.PM1A_EVENT_PORT,
-            acpi.PM1A_CONTROL_PORT,
-            acpi.GPE0_PORT,
-            acpi.RESET_PORT,
-            {acpi.S5_SLEEP_TYPE: lambda: self.shutdown(ShutdownReason.poweroff)},
-            self._reset,
-            self.pc.set_sci if self.pc else None,
-        )
-        self.ports.own(self.power, *self.power.ranges)
-        if serial is not None:
-            self._uart = Uart(COM1, serial)
-            self.ports.own(self._uart, *self._uart.ranges)
-        self._store_port = self._console_port = Port(0)
-        if not config.own_xenstore:
-            self._store_port = self.events.alloc_unbound(BACKEND_DOMID)  # as the toolstack allocates them: port 1
-        if self.initial:
-            self._connect_hypervisor_console(sink)
-        else:
-            self._connect_console(sink)
 
-        self._built = True
+    # ---------------------------------------------------------------------------- a toolstack's verbs
 
-    def _build_pc(self) -> None:
-        from vmm.machine.platform import Pc  # most domains have none
+    @property
+    def name(self) -> str:
+        """What it is called; of no meaning to the guest."""
+        return self.shape.name
 
-        self.pc = Pc(self.vm, self.gsis, self.memory, self.ports, self.mmio, self._reset)
-        for timer in self.pc.timers:
-            self._timers.watch(timer.fd, timer.on_readable)
+    @property
+    def outcome(self) -> Outcome | None:
+        """How it ended; None while it may still run."""
+        return self.life.outcome
 
-    def _reset(self) -> None:
-        self.shutdown(ShutdownReason.reboot)
+    def unpause(self) -> None:
+        """Take a pause back; the domain runs once all are, that of its creation among them.  WrongLife."""
+        first = self.life.state is Life.CREATED
+        if not self.life.ask(Verb.UNPAUSE):
+            return
+        if first:
+            self._start()
+        for vcpu in self.vcpus:
+            vcpu.resume(Hold.DOMAIN)
 
-    def _connect_hypervisor_console(self, sink: Sink) -> None:
-        from vmm.devices.console.hypervisor import HypervisorConsole
-
-        console = self._console = HypervisorConsole(sink, lambda: self.events.send_virq(Virq.CONSOLE, VcpuId(0)))
-        self.console_write, self.console_read = console.write, console.read
-
-    def _connect_console(self, sink: Sink) -> None:
-        port = self._console_port = self.events.alloc_unbound(BACKEND_DOMID)
-        page = self.memory.shared(CONSOLE_GFN * PAGE_BYTES, PAGE_BYTES)
-        console = self._console = Console(page, sink, lambda: self.events.deliver(port))
-        bell = self._console_loop.doorbell(console.on_event)
-        self.events.connect(port, BACKEND_DOMID, Port(0), bell.ring, bell.fd)
-        self.console_write = console.write
-        self.grants.give(RESERVED_CONSOLE, BACKEND_DOMID, CONSOLE_GFN)
-        self.hvm_params[HvmParam.CONSOLE_PFN] = CONSOLE_GFN
-        self.hvm_params[HvmParam.CONSOLE_EVTCHN] = port
-
-    def connect_store(self, xenstore: Xenstore) -> None:
-        """Let the guest reach xenstore; `xenstore` forgets the domain before its memory goes."""
-        facts = DomainFacts(
-            self.domid, self.config.name, _uuid_text(self.handle), self.config.memory_bytes >> 10, self.config.vcpus,
-            self.config.possible_vcpus, self._store_port, STORE_GFN, self._console_port, CONSOLE_GFN,
-        )  # fmt: skip
-        bell = xenstore.introduce(facts, self._offer_store(), lambda: self.events.deliver(self._store_port))
-        self.events.connect(self._store_port, BACKEND_DOMID, Port(0), bell.ring, bell.fd)
-        if not self.initial:
-            self.bus = Xenbus(xenstore, self)
-
-    def leave_store_to_dom0(self) -> None:
-        """The same where xenstored runs in dom0: the guest waits until somebody there introduces it."""
-        self._offer_store().write(STORE_CONNECTION_OFFSET, NOT_CONNECTED.to_bytes(4, "little"))
-
-    def _offer_store(self) -> SharedBytes:
-        self.hvm_params[HvmParam.STORE_PFN] = STORE_GFN
-        self.hvm_params[HvmParam.STORE_EVTCHN] = self._store_port
-        self.grants.give(RESERVED_STORE, BACKEND_DOMID, STORE_GFN)
-        return self.memory.shared(STORE_GFN * PAGE_BYTES, PAGE_BYTES)
-
-    def load(self, image: ElfImage, modules: list[pvh.Module], sites: list[Site]) -> None:
-        """Put an image into memory and the first vCPU at its entry.  ImageError."""
-        flags = pvh.INITIAL_DOMAIN_FLAGS if self.initial else 0
-        entry = pvh.load(self.memory, image, self.config.command_line, modules, acpi.RSDP_ADDRESS, flags)
-        for site in sites:
-            self.memory.write(site.gpa, patch_for(site.instruction))
-        self.vcpus[0].enter(flat(entry.eip, entry.ebx))
-
-    # ------------------------------------------------------------------------------- running, ending
-
-    def start(self) -> None:
-        """Let the guest run."""
-        for loop in self._loops:
+    def _start(self) -> None:
+        ram = self.memory.ram()
+        for vcpu in self.vcpus:
+            vcpu.kvm.describe_loop(self.vm.fd, vcpu.id, PORT, ram, self.event_table)
+        for loop in (self._timers, self.console.loop):
             loop.start()
         for vcpu in self.vcpus:
             vcpu.start()
 
-    def wait(self, timeout_s: float | None = None) -> Outcome | None:
-        """How the domain ended, or None where it still runs after the timeout."""
-        self._ended.wait(timeout_s)
-        return self.outcome
+    def pause(self) -> None:
+        """Stop every vCPU between two instructions; time and devices go on.  Counts.  WrongLife."""
+        self.life.ask(Verb.PAUSE)
+        for vcpu in self.vcpus:
+            vcpu.pause(Hold.DOMAIN)
 
     def shutdown(self, reason: ShutdownReason) -> None:
         """The guest ends itself; its vCPUs stop."""
         if self.shutdown_reason is not None and reason is ShutdownReason.poweroff:
             reason = self.shutdown_reason
-        text = "the guest's own kernel says that it crashed" if reason is ShutdownReason.crash else ""
-        self._end(Outcome(reason, text))
+        if reason is ShutdownReason.crash:
+            self.crash("the guest's own kernel says that it crashed", self._current_vcpu())
+        else:
+            self._end(Outcome(reason))
+
+    def _current_vcpu(self) -> int | None:
+        return next((vcpu.id for vcpu in self.vcpus if vcpu.is_own_thread()), None)
 
     def crash(self, reason: str, vcpu_id: int | None = None) -> None:
         """End the domain for what it did; with the registers where its own vCPU says so."""
@@ -286,106 +223,129 @@ class Domain:
         self._end(Outcome(ShutdownReason.crash, reason, tuple(report)))
 
     def _end(self, outcome: Outcome) -> None:
-        with self._lock:
-            first = self.outcome is None
-            if first:
-                self.outcome = outcome
+        first = self.life.end(outcome, By.GUEST)
         for vcpu in self.vcpus:
             vcpu.stop()
-        self._ended.set()
         if first:
             self.hypervisor.ended(self)
 
-    def type(self, data: bytes) -> None:
-        """Type on the guest's console; returns when the guest has room for more.  From any thread but the domain's own."""
-        console, taken = self._console, threading.Event()
-        if console is not None and not self._stopped:
-            self._console_loop.post(lambda: console.take_input(data, taken.set))
-            while not taken.wait(INPUT_CHECK_S) and not self._ended.is_set():
-                pass
+    def _power_off(self) -> None:
+        self.shutdown(ShutdownReason.poweroff)
 
-    def end_input(self) -> None:
-        """Have every read of the guest's console find the end of the input, until the domain ends.
+    def _reset(self) -> None:
+        self.shutdown(ShutdownReason.reboot)
 
-        A Ctrl-D ends one read, and none where it comes before the shell is there or while a command reads nothing.
-        """
-        while True:
-            self.type(END_OF_INPUT)
-            if self._ended.wait(END_AGAIN_S):
-                return
-
-    def type_serial(self, data: bytes) -> None:
-        """Type on the guest's serial port; the same, where it has one."""
-        if self._uart is not None:
-            self._uart.type(data)
-
-    def pause(self) -> None:
-        """Stop every vCPU between two instructions; time and devices go on."""
-        for vcpu in self.vcpus:
-            vcpu.pause()
-
-    def resume(self) -> None:
-        """Let them go on."""
-        for vcpu in self.vcpus:
-            vcpu.resume()
+    def wait(self, timeout_s: float | None = None) -> Outcome | None:
+        """How the domain ended; None where it has not within the timeout, or somebody has left the guest."""
+        return self.life.wait(timeout_s)
 
     def interrupt(self) -> None:
         """Make `wait` return without an outcome: somebody has left the guest."""
-        self._ended.set()
+        self.life.interrupt()
 
     def stop(self) -> None:
-        """Stop every vCPU and let the devices finish what they were given."""
+        """Begin to destroy it: stop every vCPU, and let the devices finish what they were given.  Again does no harm."""
+        try:
+            self.life.ask(Verb.DESTROY)
+        except WrongLife:
+            return
         for vcpu in self.vcpus:
             vcpu.stop()
-        if self._uart is not None:
-            self._uart.close()
+        self.console.stop_serial()
         for vcpu in self.vcpus:
             vcpu.join()
-        if self._stopped:
-            return
-        self._stopped = True
-        if self.bus is not None:
-            self.bus.close()
-        if self.pc is not None:
-            self.pc.stop()
-        if self._console:
-            self._console_loop.post(self._console.on_event)
-        for loop in self._loops:
-            loop.stop()
+        if self.devices is not None:
+            self.devices.close()
+        self.console.stop()
+        self._timers.stop()
 
     def close(self) -> None:
-        """Stop, and release all that the domain holds, of itself and of others."""
+        """Destroy it: stop, and release all that it holds, of itself and of others."""
         self.stop()
-        self.events.end()
-        if self._built:
+        if self.life.state is Life.GONE:
+            return
+        if self.vcpus:
+            self.events.end()
             self.grant_maps.end_all(self.memory)
             self.grants.close()
         for vcpu in self.vcpus:
             vcpu.close()
-        self.vcpus = []
-        if self.pc is not None:
-            self.pc.close()
-        self.vm.close()
-        self.memory.close()
+        for release in reversed(self._closing):
+            release()
+        self.life.ask(Verb.RELEASED, By.HYPERVISOR)
 
     # --------------------------------------------------------------------- what hypercalls ask of it
 
-    def _hypercall(self, call: Call) -> int:
-        self.hypercalls += 1
-        return dispatch(call)
+    @property
+    def privileged(self) -> bool:
+        """Whether it may make the toolstack's hypercalls."""
+        return Feature.PRIVILEGED in self.shape.features
+
+    @property
+    def observed(self) -> bool:
+        """Whether somebody wants to see all that happens."""
+        return bool(self.hooks)
+
+    def _rehook(self) -> None:
+        self._carry = self.hooks.around_hypercalls(dispatch)
+        self.events.watch(self.hooks.event_hook(), observed=self.observed)
+        for vcpu in self.vcpus:
+            vcpu.rehook()
+        self.hypervisor.rehooked()
+
+    def hypercall(self, call: Call) -> HypercallOutcome:
+        """Carry out one hypercall, in its vCPU's thread."""
+        self.account.hypercalls += 1
+        return self._carry(call)
+
+    def refused_hypercall(self) -> None:
+        """User code of the guest's has tried one."""
+        self.account.hypercalls += 1
+
+    def hypercall_page_written(self) -> None:
+        """The guest has its hypercall page."""
+        self.account.page_asked = True
+
+    @property
+    def unknown_hypercalls(self) -> Counter[str]:
+        """Those that nobody carries out, by name, and how often."""
+        return self.account.unknown
+
+    @property
+    def console_write(self) -> Callable[[bytes], None]:
+        """CONSOLEIO_write."""
+        return self.console.write
+
+    @property
+    def console_read(self) -> Callable[[int], bytes]:
+        """CONSOLEIO_read."""
+        return self.console.read
+
+    def around_exit(self, vcpu: VcpuId, reason: int, proceed: Callable[[], None]) -> Callable[[], None]:
+        """What handles an exit, with the hooks around it."""
+        return self.hooks.around_exit(vcpu, reason, proceed)
+
+    def end_of_interrupt(self, vector: int) -> None:
+        """A level interrupt of the IOAPIC's has been acknowledged."""
+        self.board.end_of_interrupt(vector)
+
+    def clock_ns(self) -> int:
+        """The guest's system time, as KVM keeps it; 0 once the domain is gone."""
+        try:
+            return self.vm.clock_ns()
+        except KvmError:
+            if self.life.over:
+                return 0
+            raise
 
     def system_time_ns(self) -> int:
-        """The guest's system time."""
-        return self.vm.clock_ns()
-
-    def route_upcall(self, vcpu_id: int, vector: int) -> None:
-        """Send a vCPU's upcalls to a vector at its LAPIC."""
-        self.gsis.route(self.vcpus[vcpu_id].upcall_gsi, MsiRoute.to_lapic(acpi.apic_id(vcpu_id), vector))
+        """The guest's system time, as a hypercall is told of it."""
+        return self.hooks.time_ns(self.clock_ns())
 
     def set_callback(self, value: int) -> None:
         """HVM_PARAM_CALLBACK_IRQ: the vector of all vCPUs that have none of their own.  A PVH domain has no GSIs."""
-        self.callback_vector = value & 0xFF if value >> 56 == CALLBACK_TYPE_VECTOR else None
-        self.kernel_events.set_callback_vector(self.callback_vector)
+        self.callback.vector = value & 0xFF if value >> 56 == CALLBACK_TYPE_VECTOR else None
+        self.kernel_events.set_callback_vector(self.callback.vector)
         for vcpu in self.vcpus:
             vcpu.upcall()
 
@@ -416,22 +376,15 @@ class Domain:
 
     def has_pci_device(self, segment: int, bus: int, devfn: int) -> bool:
         """Whether a function is on its PCI bus."""
-        return self.pc is not None and segment == 0 and self.pc.has(bus, devfn)
+        return self.board.has_pci_device(segment, bus, devfn)
 
-    def why_no_hypercalls(self) -> str | None:
-        """A sentence where the guest never made a hypercall though it could have been one of Xen's."""
-        if self.hypercalls or self.transport is not Transport.PAGE:
-            return None
-        if self.hypercall_page_asked:
-            return "the guest asked for the hypercall page but never called into it"
-        return (
-            "the guest never asked for the hypercall page and has no vmcall that could be patched, so none of its "
-            "hypercalls can have reached pyvmm; a host whose KVM has KVM_XEN needs neither"
-        )
+    def _ports_of(self, domid: Domid) -> EventChannels | None:
+        found = self.hypervisor.find(domid)
+        return None if found is None else found.events
 
-
-def _no_input(count: int) -> bytes:
-    return b""
+    def _grants_of(self, domid: Domid) -> GrantTable | None:
+        found = self.hypervisor.find(domid)
+        return None if found is None else found.grants
 
 
 def _random_uuid() -> bytes:
@@ -442,13 +395,8 @@ def _random_uuid() -> bytes:
     return bytes(data)
 
 
-def _uuid_text(handle: bytes) -> str:
-    digits = handle.hex()
-    return "-".join(digits[start:end] for start, end in ((0, 8), (8, 12), (12, 16), (16, 20), (20, 32)))
-
-
-def _identity(config: DomainConfig) -> XenIdentity:
-    version = config.xen_version
+def _identity(shape: Shape) -> XenIdentity:
+    version = shape.xen_version
     name = f"xen-{version.major}.0" if version.major != 4 else "xen-3.0"
     return XenIdentity(
         *version,

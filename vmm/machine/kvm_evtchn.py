@@ -6,14 +6,13 @@ for what it sends to back ends: those are eventfds, which KVM signals whatever t
 Source: Linux Documentation/virt/kvm/api.rst, 4.126, 4.127 and 8.27.
 """
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from typing import Protocol
 
 from vmm.boot.acpi import apic_id
-from vmm.kvm import XenFlag
+from vmm.kvm import VmFd, XenFlag
+from vmm.machine.parts import Callback
 from vmm.xenabi.values import Gfn, Port, VcpuId
-
-if TYPE_CHECKING:
-    from vmm.machine.domain import Domain
 
 LEAST_PORTS = 1024
 """Ports that KVM takes from any guest: a 32-bit one has no more."""
@@ -21,80 +20,118 @@ LEAST_PORTS = 1024
 NEEDED = XenFlag.SHARED_INFO | XenFlag.EVTCHN_2LEVEL | XenFlag.EVTCHN_SEND
 
 
+class Timekeeper(Protocol):
+    """A vCPU's clock."""
+
+    def take_timer_from_kvm(self) -> None:
+        """The timer is pyvmm's again, from the guest's next deadline on."""
+        ...
+
+    def choose_timekeeper(self) -> None:
+        """Look again who keeps the timer."""
+        ...
+
+
+class TimedVcpu(Protocol):
+    """A vCPU whose timer KVM may keep."""
+
+    @property
+    def clock(self) -> Timekeeper: ...
+    def post(self, request: Callable[[], None]) -> None: ...
+
+
 class KernelEvents:
     """What of a domain's event channels is KVM's.  Called in any thread, with the event channels' lock held."""
 
-    def __init__(self, domain: "Domain") -> None:
-        self._domain = domain
-        self._possible = NEEDED in domain.kept_by_kvm
+    def __init__(self, vm: VmFd, kept_by_kvm: XenFlag, callback: Callback, vcpus: Sequence[TimedVcpu]) -> None:
+        self._vm = vm
+        self._callback = callback
+        self._vcpus = vcpus
+        self._possible = NEEDED in kept_by_kvm
         self.active = False
-        self._sends = XenFlag.EVTCHN_SEND in domain.kept_by_kvm
+        self._sends = XenFlag.EVTCHN_SEND in kept_by_kvm
         self._eventfds: dict[Port, int] = {}
+        self._observed = False
 
     def start(self, gfn: Gfn, ipis: list[tuple[Port, VcpuId]]) -> None:
         """The shared info page is at `gfn`: KVM may begin."""
-        if not self._possible:
+        if not self._possible or self._observed:
             return
-        self._domain.vm.xen_set_shared_info(gfn)
-        self._domain.vm.xen_let_send(True)
+        self._vm.xen_set_shared_info(gfn)
+        self._vm.xen_let_send(True)
         self.active = True
         self._choose_timekeepers()
         for port, vcpu in ipis:
             self.bind_ipi(port, vcpu)
-        if self._domain.callback_vector is not None:
-            self._domain.vm.xen_set_callback_vector(self._domain.callback_vector)
+        if self._callback.vector is not None:
+            self._vm.xen_set_callback_vector(self._callback.vector)
 
     def stop(self) -> None:
-        """The guest takes the FIFO ABI."""
+        """The guest takes the FIFO ABI, or somebody wants to see its events: KVM delivers none any more."""
         self._possible = False
         if self.active:
             self.active = False
-            self._domain.vm.xen_set_callback_vector(0)
-            self._domain.vm.xen_forget_ports()
-            for port, fd in self._eventfds.items():
-                self._domain.vm.xen_bind_eventfd(port, fd)
-            self._domain.vm.xen_let_send(False)
-            for vcpu in self._domain.vcpus:
-                vcpu.time.take_timer_from_kvm()
+            self._vm.xen_set_callback_vector(0)
+            self._vm.xen_forget_ports()
+            self._bind_eventfds()
+            self._vm.xen_let_send(False)
+            for vcpu in self._vcpus:
+                vcpu.clock.take_timer_from_kvm()
             self._choose_timekeepers()
+
+    def observe(self, wanted: bool) -> None:
+        """Somebody wants to see what is sent, or no longer: back ends are rung by pyvmm meanwhile."""
+        if wanted == self._observed:
+            return
+        if wanted:
+            self.stop()
+            for port in self._eventfds:
+                self._vm.xen_forget_port(port)
+        self._observed = wanted
+        self._bind_eventfds()
+
+    def _bind_eventfds(self) -> None:
+        if not self._observed:
+            for port, fd in self._eventfds.items():
+                self._vm.xen_bind_eventfd(port, fd)
 
     def bind_ipi(self, port: Port, vcpu: VcpuId) -> None:
         """A port that interrupts a vCPU of the same domain."""
         if self.active:
-            self._domain.vm.xen_bind_ipi(port, apic_id(vcpu))
+            self._vm.xen_bind_ipi(port, apic_id(vcpu))
 
     def bind_eventfd(self, port: Port, fd: int) -> None:
         """A port that rings a back end: KVM does that whichever ABI the guest uses."""
         if self._sends and port < LEAST_PORTS:
-            self._domain.vm.xen_bind_eventfd(port, fd)
             self._eventfds[port] = fd
+            if not self._observed:
+                self._vm.xen_bind_eventfd(port, fd)
 
     def forget(self, port: Port) -> None:
         """A port is closed that may have been bound here."""
         if self.active or port in self._eventfds:
-            self._domain.vm.xen_forget_port(port)
+            self._vm.xen_forget_port(port)
             self._eventfds.pop(port, None)
 
     def timer_changed(self, vcpu: VcpuId) -> None:
         """A vCPU's VIRQ_TIMER is bound, or no longer."""
-        time = self._domain.vcpus[vcpu].time
         if self.active:
-            time.take_timer_from_kvm()
-        self._domain.vcpus[vcpu].post(time.choose_timekeeper)
+            self._vcpus[vcpu].clock.take_timer_from_kvm()
+        self._vcpus[vcpu].post(self._vcpus[vcpu].clock.choose_timekeeper)
 
     def _choose_timekeepers(self) -> None:
-        for vcpu in self._domain.vcpus:
-            vcpu.post(vcpu.time.choose_timekeeper)
+        for vcpu in self._vcpus:
+            vcpu.post(vcpu.clock.choose_timekeeper)
 
     def set_callback_vector(self, vector: int | None) -> None:
         """The vector that KVM injects while a vCPU's upcall is pending."""
         if self.active:
-            self._domain.vm.xen_set_callback_vector(vector or 0)
+            self._vm.xen_set_callback_vector(vector or 0)
 
     def wake(self, vcpu: VcpuId) -> None:
         """pyvmm has raised an event: the vCPU may be polling for it, within KVM."""
         if self.active:
-            self._domain.vcpus[vcpu].post(_nothing)
+            self._vcpus[vcpu].post(_nothing)
 
 
 def _nothing() -> None:

@@ -11,20 +11,20 @@ import errno as errors
 import random
 import threading
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
 from vmm.errors import UsageError
 from vmm.machine.domain import Domain
+from vmm.machine.hooks import Carry, Hooks
 from vmm.observe.trace.filters import check_name, is_named
 from vmm.observe.trace.records import source_of
-from vmm.xenabi.evtchn import Channel, Watcher
+from vmm.xenabi.evtchn import Channel
 from vmm.xenabi.hypercalls import name_of, unfold
 from vmm.xenabi.hypercalls.registry import entry_of
 from vmm.xenabi.state import Call
-from vmm.xenabi.values import XenError
+from vmm.xenabi.values import HypercallOutcome, XenError
 
 LONGEST_DELAY_S = 60
 
@@ -109,10 +109,11 @@ class Injector:
         self._lock = threading.Lock()
         self.injected: list[Injected] = []
 
-    def attach(self, domain: Domain) -> None:
-        """Act on a domain that has not started and whose configuration says `observed`."""
-        domain.hypercall = self._around(domain.hypercall)
-        domain.events.watcher = _Dropper(self, domain.events.watcher)
+    def attach(self, domain: Domain) -> Hooks:
+        """Act on a domain from now on: the hooks, to be taken off again."""
+        hooks = Hooks(hypercall=self._on_hypercall, event=_Dropper(self))
+        domain.hooks.attach(hooks)
+        return hooks
 
     def due(self, name: str, kinds: tuple[type[Fault], ...]) -> list[tuple[Fault, random.Random]]:
         """The faults that hit this call or event now."""
@@ -124,25 +125,22 @@ class Injector:
                     found.append((rule.fault, rule.random))
         return found
 
-    def _around(self, inner: Callable[[Call], int]) -> Callable[[Call], int]:
-        def hypercall(call: Call) -> int:
-            with suppress(XenError):  # the hypercall itself will find that it cannot be read
-                unfold(call)
-            chosen = self.due(name_of(call.number, call.args), (Fail, Delay, Corrupt))
-            for fault, _ in chosen:
-                if isinstance(fault, Delay):
-                    time.sleep(fault.seconds)
-            for fault, _ in chosen:
-                if isinstance(fault, Fail):
-                    return -fault.errno
-            call.operand = None
-            result = inner(call)
-            for fault, source in chosen:
-                if isinstance(fault, Corrupt):
-                    _corrupt(call, source)
-            return result
-
-        return hypercall
+    def _on_hypercall(self, call: Call, carry: Carry) -> HypercallOutcome:
+        with suppress(XenError):  # the hypercall itself will find that it cannot be read
+            unfold(call)
+        chosen = self.due(name_of(call.number, call.args), (Fail, Delay, Corrupt))
+        for fault, _ in chosen:
+            if isinstance(fault, Delay):
+                time.sleep(fault.seconds)
+        for fault, _ in chosen:
+            if isinstance(fault, Fail):
+                return -fault.errno
+        call.operand = None
+        result = carry(call)
+        for fault, source in chosen:
+            if isinstance(fault, Corrupt):
+                _corrupt(call, source)
+        return result
 
 
 def _corrupt(call: Call, source: random.Random) -> None:
@@ -158,18 +156,17 @@ def _corrupt(call: Call, source: random.Random) -> None:
 class _Dropper:
     """Loses events."""
 
-    def __init__(self, injector: Injector, before: Watcher | None) -> None:
+    def __init__(self, injector: Injector) -> None:
         self._injector = injector
-        self._before = before
 
     def allows(self, channel: Channel) -> bool:
-        if self._before is not None and not self._before.allows(channel):
-            return False
         return not self._injector.due(f"event.{source_of(channel)}", (DropEvent,))
 
     def delivered(self, channel: Channel, told: bool) -> None:
-        if self._before is not None:
-            self._before.delivered(channel, told)
+        pass
+
+    def dropped(self, channel: Channel) -> None:
+        pass
 
 
 _KINDS: dict[str, type[Fault]] = {kind.word: kind for kind in (Fail, Delay, Corrupt, DropEvent)}

@@ -1,4 +1,4 @@
-"""What a run looks on with: the trace, the statistics and the faults that its command line asks for."""
+"""The observers of one run: the trace, the statistics, the timeline and the faults that its command line asks for."""
 
 import sys
 from pathlib import Path
@@ -8,7 +8,6 @@ from vmm.errors import PyvmmError
 from vmm.host import log
 from vmm.host.chardev import Tee
 from vmm.machine.domain import Domain
-from vmm.machine.hypervisor import Hypervisor
 from vmm.observe.faults import Fault, Injector
 from vmm.observe.trace.filters import Filter
 from vmm.observe.trace.page import page
@@ -40,8 +39,8 @@ def check_writable(path: Path) -> None:
         raise PyvmmError(f"--timeline {path}: {error.strerror}") from None
 
 
-class Observer:
-    """Looks on at all domains of one run.  PyvmmError where a file cannot be read or written."""
+class Observers:
+    """Look on at all domains of one run.  PyvmmError where a file cannot be read or written."""
 
     def __init__(self, wanted: Observation) -> None:
         self._stats = Stats() if wanted.stats else None
@@ -59,12 +58,12 @@ class Observer:
         self._tracer = Tracer(consumers)
         self._injector = Injector(list(wanted.faults), wanted.seed) if wanted.faults else None
 
-    def attach(self, hypervisor: Hypervisor, domain: Domain, console: Tee) -> None:
-        """Before the domain starts."""
+    def attach(self, domain: Domain, console: Tee) -> None:
+        """Look on at a domain, before it starts."""
         if self._injector is not None:
             self._injector.attach(domain)
         if self._tracer.consumers:
-            self._tracer.attach(domain, hypervisor.xenstore)
+            self._tracer.attach(domain)
         if self._timeline is not None:
             self._timeline.mark("making the domain and loading the image")
             console.add(self._timeline)
@@ -79,8 +78,8 @@ class Observer:
 
     def ended(self, domain: Domain) -> None:
         """The domain is about to stop: its devices' counters are still there."""
-        if self._stats is not None and domain.bus is not None:
-            self._devices |= domain.bus.counters()
+        if self._stats is not None and domain.devices is not None:
+            self._devices |= domain.devices.counters()
 
     def close(self) -> None:
         """The run is over: print what has been counted."""

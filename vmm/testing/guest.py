@@ -9,13 +9,15 @@ import threading
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
-from vmm.config.domain import DomainConfig, default_image, parse_size
+from vmm.config.domain import DomainConfig
+from vmm.config.options import For, Of, collect, from_keywords
 from vmm.errors import GuestError
 from vmm.kvm import System
-from vmm.machine.domain import Domain, Outcome
+from vmm.machine.domain import Domain
 from vmm.machine.hypervisor import Hypervisor
+from vmm.machine.lifecycle import Outcome
 from vmm.observe.faults import Fault, Injected, Injector
 from vmm.observe.trace.symbols import load_symbols
 from vmm.observe.trace.tracer import Tracer
@@ -23,8 +25,9 @@ from vmm.observe.trace.writers import line
 from vmm.testing.agent import Agent
 from vmm.testing.console import GuestConsole
 from vmm.testing.views import GuestRam, GuestVcpu, GuestXenstore, Hypercalls, Records
-from vmm.toolstack.prepare import Start, parse_disks, parse_nets, parse_shares, prepare
-from vmm.xenabi.transport import Transport
+from vmm.toolstack.build import build
+from vmm.toolstack.lifecycle import ask
+from vmm.toolstack.prepare import Start, prepare
 
 
 class Result(NamedTuple):
@@ -38,54 +41,30 @@ class Result(NamedTuple):
 class Guest:
     """One guest, from its start (`start`, or entering the context) to its end.  For one thread at a time.
 
-    The options are those of `pyvmm run`, by name.  `trace=False` records nothing, and then hypercalls may be carried out in
-    the kernel, as fast as they can be.
+    The options are those of `pyvmm run` by name, as the table `vmm.config.options` has them: `memory`, `vcpus`, `disks`,
+    `append`...  `trace=False` records nothing: hypercalls may then be carried out in the kernel, as fast as they can be.
     """
 
     def __init__(
         self,
         kernel: str | Path | None = None,
         *,
-        initrd: str | Path | None = None,
-        append: str = "",
-        memory: str = "512M",
-        vcpus: int = 1,
-        max_vcpus: int | None = None,
-        disks: Sequence[str] = (),
-        nets: Sequence[str] = (),
-        shares: Sequence[str] = (),
-        modules: str | Path | None = None,
-        transport: str | Transport | None = None,
-        kvm_xen: bool = True,
-        name: str = "guest",
         symbols: str | Path | None = None,
         trace: bool = True,
         faults: Sequence[Fault] = (),
         seed: int = 0,
         timeout: float = 120,
+        **options: Any,
     ) -> None:
         """`timeout` is how long the guest may take for anything that is waited for, seconds, unless a call says otherwise.
 
-        PyvmmError where what is asked for cannot be had.
+        PyvmmError where what is asked for cannot be had, TypeError for an option that there is not.
         """
         self.timeout = timeout
-        observed = trace or bool(faults)
-        config = DomainConfig(
-            image=Path(kernel) if kernel is not None else default_image(),
-            initrd=Path(initrd) if initrd is not None else None,
-            command_line=append,
-            memory_bytes=parse_size(memory),
-            vcpus=vcpus,
-            max_vcpus=max_vcpus,
-            name=name,
-            transport=Transport(transport) if transport is not None else None,
-            kvm_xen=kvm_xen,
-            disks=parse_disks(disks),
-            nets=parse_nets(nets),
-            shares=parse_shares(shares),
-            observed=observed,
-        ).checked()
-        self._prepared = prepare(config, Start(agent=True, modules=Path(modules) if modules is not None else None))
+        self._observed = trace or bool(faults)
+        values = {"image": kernel, **from_keywords({"name": "guest", **options})}
+        config = DomainConfig(**collect(values, Of.DOMAIN, For.RUN)).checked()
+        self._prepared = prepare(config, Start(**{**collect(values, Of.START, For.RUN), "agent": True}))
         self._domain: Domain | None = None
         self._hypervisor: Hypervisor | None = None
         self._system: System | None = None
@@ -97,7 +76,7 @@ class Guest:
         self._tracer = Tracer([self.records] if trace else [])
         self._injector = Injector(list(faults), seed)
         self._symbols = load_symbols(Path(symbols)) if symbols is not None else None
-        self.console = GuestConsole(lambda data: self.domain.type(data), self._how_it_ended)
+        self.console = GuestConsole(lambda data: self.domain.console.type(data), self._how_it_ended)
         self._agent = Agent(self._how_it_ended)
         self.memory = GuestRam(lambda: self.domain, self._symbols)
 
@@ -111,16 +90,18 @@ class Guest:
         try:
             self._hypervisor = Hypervisor(self._system)
             prepared = self._prepared
-            domain = self._hypervisor.create_domain(prepared.config, prepared.image, prepared.modules, self.console)
+            domain = build(
+                self._hypervisor, prepared.config, prepared.image, prepared.modules, self.console, observed=self._observed
+            )
             prepared.modules.clear()
-            if prepared.config.observed:
+            if self._observed:
                 self._injector.attach(domain)
-                self._tracer.attach(domain, self._hypervisor.xenstore)
+                self._tracer.attach(domain)
             if prepared.own_initrd:
-                assert domain.bus is not None
-                domain.bus.attach(self._agent.channel)
+                assert domain.devices is not None
+                domain.devices.attach_backend(self._agent.channel)
             self._domain = domain
-            domain.start()
+            domain.unpause()
         except BaseException:
             self.close()
             raise
@@ -173,7 +154,7 @@ class Guest:
 
     def shutdown(self, timeout: float | None = None) -> Outcome:
         """Ask its kernel to power off, as `xl shutdown` does, and wait for that.  GuestError."""
-        if self._hypervisor is None or not self._hypervisor.ask(self.domain, "poweroff"):
+        if self._hypervisor is None or not ask(self._hypervisor, self.domain, "poweroff"):
             raise GuestError("the guest's kernel does not listen for requests to shut down")
         return self.wait_shutdown(timeout)
 
@@ -229,7 +210,7 @@ class Guest:
 
     def resume(self) -> None:
         """Go on after `pause`."""
-        self.domain.resume()
+        self.domain.unpause()
 
     def inject_nmi(self, vcpu: int = 0) -> None:
         """A non-maskable interrupt for one vCPU."""

@@ -9,7 +9,7 @@ from typing import Any
 from vmm.errors import GuestError
 from vmm.machine.domain import Domain
 from vmm.machine.hypervisor import Hypervisor
-from vmm.machine.memory.guest import MemoryFault
+from vmm.machine.memory.regions import MemoryFault
 from vmm.machine.vcpu import Vcpu
 from vmm.observe.trace.filters import parse_filter
 from vmm.observe.trace.records import Hypercall, Record

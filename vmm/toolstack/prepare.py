@@ -1,21 +1,17 @@
 """From what a user asks for to what a guest starts from: its image, its initrd, its command line."""
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from vmm.boot.elf import ElfImage
 from vmm.boot.image import Loading, load_image, open_file
 from vmm.boot.pvh import Module
 from vmm.config.domain import DomainConfig
+from vmm.config.features import Feature
 from vmm.devices.chips.exit_port import EXIT_PORT
+from vmm.devices.kind import Bus
 from vmm.host import log
-
-if TYPE_CHECKING:
-    from vmm.devices.block.spec import Disk
-    from vmm.devices.net.spec import Net
-    from vmm.devices.ninep.spec import Share
 
 _HOST_ROOT = "root=host rootfstype=9p rootflags=trans=xen,version=9p2000.L,cache=loose,msize=262144 ro"
 
@@ -30,6 +26,8 @@ class Start(NamedTuple):
     host_root: bool = False
     agent: bool = False
     """Whether the default initrd answers on a channel, for `vmm.testing`."""
+    gdb: str | None = None
+    """Where GDB may attach; with `,wait` behind it the guest starts when GDB says so."""
 
 
 class Prepared(NamedTuple):
@@ -64,7 +62,8 @@ def _initramfs(config: DomainConfig, start: Start, *, is_linux: bool) -> bytes:
     root, modules = Root.NONE, _modules(config, start) if is_linux else []
     if any(word.startswith("root=") for word in config.command_line.split()):
         root = Root.SWITCH if start.command is None and not start.host_root else Root.STAY
-    network = dhcp_script([f"eth{index}" for index, net in enumerate(config.nets) if net.kind == "user"])
+    nets = [spec for spec in config.devices if spec.device == "net"]
+    network = dhcp_script([f"eth{index}" for index, net in enumerate(nets) if getattr(net, "kind", "") == "user"])
     if start.command is not None:
         return command_initramfs(
             start.command, EXIT_PORT, plain_newlines=not os.isatty(0), root=root, modules=modules, network=network
@@ -75,12 +74,15 @@ def _initramfs(config: DomainConfig, start: Start, *, is_linux: bool) -> bytes:
 
 def _modules(config: DomainConfig, start: Start) -> list[tuple[str, bytes]]:
     """The drivers that the guest needs for its devices, where its kernel has them as modules."""
-    names = ["virtio_blk" if config.initial else "xen_blkfront", "crc32c_generic", "ext4"] if config.disks else []
-    names += ["virtio_net" if config.initial else "xen_netfront"] if config.nets else []
+    bus = Bus.PCI if Feature.PCI in config.features else Bus.XENBUS
+    names: list[str] = []
+    for spec in config.devices:
+        from vmm.devices.kinds import kind_of
+
+        names += (name for name in kind_of(spec).modules[bus] if name not in names)
     if config.initial:
         names += ["xen_evtchn", "xen_gntdev", "xen_gntalloc", "xen_privcmd", "xenfs", "button"]
-        names += ["virtio_pci"] if config.disks or config.nets else []
-    names += ["9pnet_xen", "9p"] if config.shares else []
+        names += ["virtio_pci"] if config.devices else []
     names += [word.partition("=")[2] for word in config.command_line.split() if word.startswith("rootfstype=")]
     if not names:
         return []
@@ -95,38 +97,11 @@ def _modules(config: DomainConfig, start: Start) -> list[tuple[str, bytes]]:
     return ModuleFolder(folder).closure(names)
 
 
-def parse_disks(texts: Sequence[str]) -> "tuple[Disk, ...]":
-    """Disks from what `--disk` takes, named in order; imports nothing where there are none.  UsageError."""
-    if not texts:
-        return ()
-    from vmm.devices.block.spec import device_name, parse_disk
-
-    return tuple(parse_disk(text, device_name(index)) for index, text in enumerate(texts))
-
-
-def parse_nets(texts: Sequence[str]) -> "tuple[Net, ...]":
-    """Network cards from what `--net` takes, likewise.  UsageError."""
-    if not texts:
-        return ()
-    from vmm.devices.net.spec import parse_net
-
-    return tuple(map(parse_net, texts))
-
-
-def parse_shares(texts: Sequence[str]) -> "tuple[Share, ...]":
-    """Shared folders from what `--share` takes, likewise.  UsageError."""
-    if not texts:
-        return ()
-    from vmm.devices.ninep.spec import parse_share
-
-    return tuple(parse_share(text, f"share{index}") for index, text in enumerate(texts))
-
-
 def linux_command_line(append: str, command: str | None) -> str:
     """What a kernel developer means: the Xen console unless another is named, and silence around a command's output."""
     words = append.split()
     defaults = [] if any(word.startswith("console=") for word in words) else ["console=hvc0"]
     chatty = ("loglevel=", "ignore_loglevel", "debug", "earlyprintk")
     if command is not None and not any(word.startswith(chatty) for word in words):
-        defaults += ["quiet", "loglevel=0"]
+        defaults += ["quiet", "loglevel=1"]  # 0 would silence panics and oopses for good
     return " ".join([*defaults, append] if append else defaults)

@@ -5,28 +5,53 @@ are locked one after the other, never together.  Source: xen/include/public/even
 """
 
 import errno
+import heapq
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from typing import Protocol
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import NamedTuple, Protocol
 
-from vmm.xenabi.constants import NR_VIRQS, PER_VCPU_VIRQS, EvtchnStatusKind, Virq
+from vmm.xenabi.constants import NR_VIRQS, PAGE_BYTES, PER_VCPU_VIRQS, EvtchnStatusKind, Virq
 from vmm.xenabi.cstruct import Abi
-from vmm.xenabi.evtchn_abi import DEFAULT_PRIORITY, LOWEST_PRIORITY, FifoAbi, TwoLevelAbi
-from vmm.xenabi.interfaces import EventTable, KernelPorts, SharedBytes, VcpuState
-from vmm.xenabi.values import Domid, Notify, Port, VcpuId, XenError
+from vmm.xenabi.evtchn_abi import CONTROL_BLOCK_BYTES, DEFAULT_PRIORITY, LOWEST_PRIORITY, FifoAbi, TwoLevelAbi
+from vmm.xenabi.interfaces import AddressSpace, EventTable, KernelPorts, SharedBytes, VcpuState
+from vmm.xenabi.values import Domid, Gpa, Notify, Port, QueuesRecord, VcpuId, Wait, XenError
+
+BUSY_TRIES = 16
+"""Free ports that are looked at before a fresh one is taken, where the guest still has them in a queue."""
 
 MAX_PORTS = 4096
 """Ports that a domain may have, whatever its ABI could name (xl's max_event_channels, there 1023 by default)."""
 
 
+class Bell(Protocol):
+    """How a back end in this process is told of an event."""
+
+    fd: int
+    """An eventfd: whoever signals it rings the bell, too."""
+
+    def ring(self) -> None:
+        """From any thread."""
+        ...
+
+
+class Remote(NamedTuple):
+    """The far end of a channel is a domain's port: another's, or the same domain's."""
+
+    domid: Domid
+    port: Port
+
+
+class Backend(NamedTuple):
+    """The far end is a back end in this process; without a bell, one that has yet to come back."""
+
+    bell: Bell | None = None
+
+
 class Channel:
     """One port: what it is bound to, and the vCPU that its events go to."""
 
-    __slots__ = (
-        "end_remote", "kind", "notify_remote", "pending_early", "port", "priority", "remote_domid", "remote_port", "vcpu",
-        "virq",
-    )  # fmt: skip
+    __slots__ = ("far", "kind", "pending_early", "port", "priority", "remote_domid", "vcpu", "virq")
 
     def __init__(self, port: Port, kind: EvtchnStatusKind) -> None:
         self.port = port
@@ -36,10 +61,36 @@ class Channel:
         self.priority = DEFAULT_PRIORITY
         self.pending_early = False
         self.remote_domid = Domid(0)
-        self.remote_port = Port(0)
-        self.notify_remote: Notify | None = None
-        self.end_remote: Notify | None = None
-        """What the far end, in another domain, is to be told when this one closes."""
+        """Who may bind to it, or has."""
+        self.far: Remote | Backend | None = None
+
+    @property
+    def remote_port(self) -> Port:
+        """The far end's port, 0 where it has none."""
+        return self.far.port if isinstance(self.far, Remote) else Port(0)
+
+
+class ChannelRecord(NamedTuple):
+    """One port, as data.  `far` is None where the port has no far end, `remote_port` 0 where that is a back end."""
+
+    port: Port
+    kind: EvtchnStatusKind
+    vcpu: VcpuId
+    virq: int
+    priority: int
+    pending_early: bool
+    remote_domid: Domid
+    remote_port: Port
+
+
+class EventsRecord(NamedTuple):
+    """All that there is to an event channel table beside what lies in the guest's own memory."""
+
+    channels: tuple[ChannelRecord, ...]
+    fifo_blocks: tuple[tuple[VcpuId, Gpa], ...] | None
+    """FIFO: where each vCPU's control block is; None with the 2-level ABI, or neither."""
+    fifo_pages: tuple[Gpa, ...]
+    queues: QueuesRecord
 
 
 class Watcher(Protocol):
@@ -58,6 +109,9 @@ class NoKernelPorts:
     """Everything is done here."""
 
     active = False
+
+    def observe(self, wanted: bool) -> None:
+        pass
 
     def bind_ipi(self, port: Port, vcpu: VcpuId) -> None:
         pass
@@ -82,32 +136,67 @@ class EventChannels:
     """The ports of one domain.  Its lock guards the table; the pending and mask bits are the guest's as well."""
 
     def __init__(
-        self, vcpus: Sequence[VcpuState], table: EventTable, limit: int = MAX_PORTS, kernel: KernelPorts | None = None
+        self,
+        own: Domid,
+        vcpus: Sequence[VcpuState],
+        table: EventTable,
+        peers: "Callable[[Domid], EventChannels | None]",
+        limit: int = MAX_PORTS,
+        kernel: KernelPorts | None = None,
     ) -> None:
+        """`peers` finds another domain's ports by its domid; None where it has ended."""
+        self._own = own
         self._vcpus = vcpus
         self._table = table
+        self._peers = peers
         self._kernel = kernel or NoKernelPorts()
-        self._limit = limit
+        self._most = limit
+        self._ended = False
         self._lock = threading.RLock()
-        self._raised = threading.Condition(self._lock)
-        self._waiting = 0
+        self._waiters: list[Notify] = []
         self._channels: dict[Port, Channel] = {}
         self._virqs: dict[tuple[VcpuId, int], Channel] = {}
-        self._next = 1
+        self._free: list[int] = []
+        self._fresh = 1
         self._shared: tuple[SharedBytes, Abi] | None = None
         self._abi: TwoLevelAbi | FifoAbi | None = None
-        self.watcher: Watcher | None = None
-        """Set before the domain starts."""
+        self._watcher: Watcher | None = None
 
     # ------------------------------------------------------------------------------------ binding
 
+    @property
+    def limit(self) -> int:
+        """The first number that is no port: what the domain may have, or what its ABI can name."""
+        return min(self._most, self._abi.ports) if self._abi is not None else self._most
+
+    def _number(self) -> Port:
+        """The lowest free port, as on Xen, but for one that the guest has yet to take out of a queue."""
+        if self._ended:
+            raise XenError(errno.ENOSPC)
+        busy: list[int] = []
+        found = None
+        while self._free and found is None and (len(busy) < BUSY_TRIES or self._fresh >= self.limit):
+            number = heapq.heappop(self._free)
+            if number >= self.limit or (self._abi is not None and self._abi.is_busy(Port(number))):
+                busy.append(number)
+            else:
+                found = number
+        for number in busy:
+            heapq.heappush(self._free, number)
+        while found is None and self._fresh < self.limit:
+            number, self._fresh = self._fresh, self._fresh + 1
+            if self._abi is not None and self._abi.is_busy(Port(number)):
+                heapq.heappush(self._free, number)
+            else:
+                found = number
+        if found is None:
+            raise XenError(errno.ENOSPC)
+        return Port(found)
+
     def _new(self, kind: EvtchnStatusKind) -> Channel:
-        for port in (*range(self._next, self._limit), *range(1, self._next)):
-            if port not in self._channels and not (self._abi and self._abi.is_busy(Port(port))):
-                channel = self._channels[Port(port)] = Channel(Port(port), kind)
-                self._next = 1  # Xen gives the lowest free port
-                return channel
-        raise XenError(errno.ENOSPC)
+        port = self._number()
+        channel = self._channels[port] = Channel(port, kind)
+        return channel
 
     def _get(self, port: int) -> Channel:
         channel = self._channels.get(Port(port))
@@ -127,73 +216,59 @@ class EventChannels:
             channel.remote_domid = remote
             return channel.port
 
-    def connect(
-        self,
-        port: Port,
-        remote: Domid,
-        remote_port: Port,
-        notify: Notify,
-        fd: int | None = None,
-        end_remote: Notify | None = None,
-    ) -> None:
-        """The far end binds to an unbound port; `notify` is called, in any thread, when this end sends.
+    def connect(self, port: Port, remote: Domid, bell: Bell) -> None:
+        """A back end in this process, acting for `remote`, binds to a port that is unbound, or comes back to its own.
 
-        An eventfd may say the same, so that nobody has to call.
+        The bell is rung when the guest sends.  XenError(EINVAL).
         """
         with self._lock:
             channel = self._get(port)
-            if channel.kind is not EvtchnStatusKind.unbound or channel.remote_domid != remote:
+            if channel.remote_domid != remote or not (
+                channel.kind is EvtchnStatusKind.unbound or channel.far == Backend(None)
+            ):
                 raise XenError(errno.EINVAL)
-            channel.kind = EvtchnStatusKind.interdomain
-            channel.remote_port, channel.notify_remote, channel.end_remote = remote_port, notify, end_remote
-            if fd is not None:
-                self._kernel.bind_eventfd(port, fd)
-                self._table.rings(port, fd)
+            channel.kind, channel.far = EvtchnStatusKind.interdomain, Backend(bell)
+            self._kernel.bind_eventfd(port, bell.fd)
+            self._table.rings(port, bell.fd)
 
-    def disconnect(self, port: Port, notify: Notify) -> None:
-        """The far end that `connect` has bound with this `notify` goes; the port waits for another."""
+    def _connect_domain(self, port: Port, far: Remote) -> None:
+        with self._lock:
+            channel = self._get(port)
+            if channel.kind is not EvtchnStatusKind.unbound or channel.remote_domid != far.domid:
+                raise XenError(errno.EINVAL)
+            channel.kind, channel.far = EvtchnStatusKind.interdomain, far
+
+    def disconnect(self, port: Port, far: Remote | Backend) -> None:
+        """The far end goes; the port waits for another."""
         with self._lock:
             channel = self._channels.get(port)
-            if channel is not None and channel.notify_remote == notify:
+            if channel is not None and channel.kind is EvtchnStatusKind.interdomain and channel.far == far:
                 self._forget(port)
-                _unbind(channel)
+                channel.kind, channel.far = EvtchnStatusKind.unbound, None
 
-    def bind_remote(self, own: Domid, remote: "EventChannels", remote_domid: Domid, remote_port: int) -> Port:
-        """A port whose far end is another domain's, which that has left unbound for this one.  XenError(EINVAL)."""
+    def bind_interdomain(self, remote_domid: Domid, remote_port: int) -> Port:
+        """A port whose far end is one that a domain has left unbound for this one.  XenError(EINVAL, ESRCH)."""
+        remote = self if remote_domid == self._own else self._peers(remote_domid)
+        if remote is None:
+            raise XenError(errno.ESRCH)
         with self._lock:
-            near = self._new(EvtchnStatusKind.interdomain)
-            near.remote_domid, near.remote_port = remote_domid, Port(remote_port)
-
-        def to_far() -> None:
-            remote.deliver(Port(remote_port))
-
-        def to_near() -> None:
-            self.deliver(near.port)
-
-        near.notify_remote, near.end_remote = to_far, lambda: remote.disconnect(Port(remote_port), to_near)
+            port = self._number()
+        far = Remote(remote_domid, Port(remote_port))
         try:
-            remote.connect(
-                Port(remote_port), own, near.port, to_near, end_remote=lambda: self.disconnect(near.port, to_far)
-            )
+            remote._connect_domain(far.port, Remote(self._own, port))
         except XenError:
-            near.end_remote = None
-            self.close(near.port)
+            with self._lock:
+                heapq.heappush(self._free, port)
             raise
-        self.deliver(near.port)  # Xen: an event may have been sent before the binding
-        return near.port
-
-    def bind_loopback(self, own: Domid, remote_port: int) -> Port:
-        """A port whose far end is another of this domain's own, unbound so far."""
-        with self._lock:
-            far = self._get(remote_port)
-            if far.kind is not EvtchnStatusKind.unbound or far.remote_domid != own:
-                raise XenError(errno.EINVAL)
-            near = self._new(EvtchnStatusKind.interdomain)
-            near.remote_domid, near.remote_port = own, far.port
-            near.notify_remote = lambda: self.deliver(far.port)
-            self.connect(far.port, own, near.port, lambda: self.deliver(near.port))
-        self.deliver(near.port)  # Xen: an event may have been sent before the binding
-        return near.port
+        with self._lock:  # the far end is there before anybody can close or send to this one
+            if not self._ended:
+                near = self._channels[port] = Channel(port, EvtchnStatusKind.interdomain)
+                near.remote_domid, near.far = remote_domid, far
+        if self._ended:
+            remote.disconnect(far.port, Remote(self._own, port))
+            raise XenError(errno.EINVAL)
+        self.deliver(port)  # Xen: an event may have been sent before the binding
+        return port
 
     def bind_virq(self, virq: int, vcpu: int) -> Port:
         """A port for a virtual interrupt; a global one goes to vCPU 0 first."""
@@ -259,10 +334,7 @@ class EventChannels:
         """Free a port; its pending bit goes too."""
         with self._lock:
             channel = self._get(port)
-            end_remote = channel.end_remote
             del self._channels[channel.port]
-            if channel.kind is EvtchnStatusKind.interdomain:
-                self._unbind_far_end(channel)
             self._forget(channel.port)
             if channel.kind is EvtchnStatusKind.virq:
                 del self._virqs[channel.vcpu if channel.virq in PER_VCPU_VIRQS else VcpuId(0), channel.virq]
@@ -270,13 +342,11 @@ class EventChannels:
                     self._kernel.timer_changed(channel.vcpu)
             if self._abi is not None:
                 self._abi.clear(channel)
-        if end_remote is not None:
-            end_remote()
-
-    def _unbind_far_end(self, channel: Channel) -> None:
-        far = self._channels.get(channel.remote_port)
-        if far is not None and far.remote_port == channel.port and far.kind is EvtchnStatusKind.interdomain:
-            _unbind(far)
+            heapq.heappush(self._free, channel.port)
+        if isinstance(channel.far, Remote):  # after the lock: two of them are never held
+            remote = self if channel.far.domid == self._own else self._peers(channel.far.domid)
+            if remote is not None:
+                remote.disconnect(channel.far.port, Remote(self._own, channel.port))
 
     def reset(self) -> None:
         """Close every port and go back to the 2-level ABI."""
@@ -289,7 +359,7 @@ class EventChannels:
     def end(self) -> None:
         """The domain ends: close every port, and make no more; its memory goes next."""
         with self._lock:
-            self._limit = 0
+            self._ended = True
         self.close_all()
 
     def close_all(self) -> None:
@@ -305,7 +375,7 @@ class EventChannels:
 
     def status(self, port: int) -> Channel | None:
         """A port's binding, None where it is closed; XenError(EINVAL) beyond the ABI's range."""
-        if not 0 < port < self._limit:
+        if not 0 < port < self.limit:
             raise XenError(errno.EINVAL)
         with self._lock:
             return self._channels.get(Port(port))
@@ -321,7 +391,6 @@ class EventChannels:
 
     def _use_two_levels(self, shared: SharedBytes, abi: Abi) -> None:
         self._abi = TwoLevelAbi(shared, abi)
-        self._limit = min(self._limit, self._abi.ports)
         if abi is Abi.X86_64 and not self._kernel.active:
             self._table.use_two_levels(shared.address)
 
@@ -368,10 +437,14 @@ class EventChannels:
         """EVTCHNOP_send: notify the far end of a port."""
         with self._lock:
             channel = self._get(port)
-            notify, kind = channel.notify_remote, channel.kind
-        if kind is EvtchnStatusKind.interdomain:
-            if notify is not None:
-                notify()
+            far, kind = channel.far, channel.kind
+        if isinstance(far, Backend):
+            if far.bell is not None:
+                far.bell.ring()
+        elif isinstance(far, Remote):
+            remote = self if far.domid == self._own else self._peers(far.domid)
+            if remote is not None:
+                remote.deliver(far.port)
         elif kind is EvtchnStatusKind.ipi:
             self.deliver(Port(port))
         elif kind is not EvtchnStatusKind.unbound:
@@ -388,55 +461,61 @@ class EventChannels:
         with self._lock:
             channel = self._channels.get(port)
             if channel is not None and self._abi is not None:
-                if self.watcher is not None and not self.watcher.allows(channel):
+                if self._watcher is not None and not self._watcher.allows(channel):
                     return
                 vcpu = self._vcpus[channel.vcpu]
                 told = self._abi.raise_event(channel, vcpu)
                 if told:
                     mark_pending(vcpu)
-                if self.watcher is not None:
-                    self.watcher.delivered(channel, told)
+                if self._watcher is not None:
+                    self._watcher.delivered(channel, told)
                 self._kernel.wake(channel.vcpu)
-                if self._waiting:
-                    self._raised.notify_all()
+                for stir in self._waiters:
+                    stir()
 
-    def poll(self, vcpu: VcpuState, ports: Sequence[int], timeout_s: float | None) -> None:
-        """SCHEDOP_poll: return once one of the ports is pending, masked or not, or the guest has an upcall to take.
+    # ----------------------------------------------------------------------------------- waiting
+
+    def poll(self, vcpu: VcpuState, ports: Sequence[int], deadline_ns: int | None) -> Wait:
+        """SCHEDOP_poll: until one of the ports is pending, masked or not, or the guest has an upcall to take.
 
         XenError(EINVAL) for a port beyond the ABI's range.
         """
         for port in ports:
             self.status(port)
-        self._wait(
-            vcpu,
-            lambda: any(map(self._is_pending, ports)) or (vcpu.interrupts_enabled() and self._has_upcall(vcpu)),
-            timeout_s,
-        )
+
+        def done() -> bool:
+            return any(map(self._is_pending, ports)) or (vcpu.interrupts_enabled() and _has_upcall(vcpu))
+
+        return Wait(done, deadline_ns)
 
     def _is_pending(self, port: int) -> bool:
-        channel = self._channels.get(Port(port))
-        return channel is not None and (channel.pending_early or bool(self._abi and self._abi.is_pending(channel.port)))
+        with self._lock:
+            channel = self._channels.get(Port(port))
+            if channel is None:
+                return False
+            return channel.pending_early or bool(self._abi and self._abi.is_pending(channel.port))
 
-    def block(self, vcpu: VcpuState) -> None:
-        """SCHEDOP_block: return once the vCPU has an upcall pending."""
-        self._wait(vcpu, lambda: self._has_upcall(vcpu), None)
+    def block(self, vcpu: VcpuState) -> Wait:
+        """SCHEDOP_block: until the vCPU has an upcall pending."""
+        return Wait(lambda: _has_upcall(vcpu))
 
-    def _has_upcall(self, vcpu: VcpuState) -> bool:
-        return vcpu.info is None or vcpu.info.read(0, 1) != b"\0"
-
-    def _wait(self, vcpu: VcpuState, done: Callable[[], bool], timeout_s: float | None) -> None:
-        vcpu.waits()
-        with self._raised, self._table.waiting():
-            self._waiting += 1
+    @contextmanager
+    def watched(self, stir: Notify) -> Iterator[None]:
+        """Meanwhile all events are raised here, and `stir` is called after each, in any thread, with the lock held."""
+        with self._table.waiting():
+            with self._lock:
+                self._waiters.append(stir)
             try:
-                self._raised.wait_for(lambda: done() or vcpu.wanted(), timeout_s)
+                yield
             finally:
-                self._waiting -= 1
+                with self._lock:
+                    self._waiters.remove(stir)
 
-    def wake(self) -> None:
-        """Let the vCPUs that wait for events look at what else there is to do."""
-        with self._raised:
-            self._raised.notify_all()
+    def watch(self, watcher: Watcher | None, *, observed: bool) -> None:
+        """Who looks on at events, and whether anybody wants to see all of them raised here; at any time."""
+        with self._lock:
+            self._watcher = watcher
+            self._kernel.observe(observed)
 
     def unmask(self, port: int) -> None:
         """EVTCHNOP_unmask: clear the mask and deliver what came meanwhile, once."""
@@ -447,10 +526,55 @@ class EventChannels:
                 if self._abi.unmask(channel, vcpu):
                     mark_pending(vcpu)
 
+    # -------------------------------------------------------------------------------------- state
 
-def _unbind(channel: Channel) -> None:
-    channel.kind, channel.notify_remote, channel.end_remote = EvtchnStatusKind.unbound, None, None
-    channel.remote_port = Port(0)
+    def record(self) -> EventsRecord:
+        """The table as data; what is pending lies in the guest's memory."""
+        with self._lock:
+            fifo = self._abi if isinstance(self._abi, FifoAbi) else None
+            return EventsRecord(
+                tuple(_record(self._channels[port]) for port in sorted(self._channels)),
+                None if fifo is None else fifo.blocks(),
+                () if fifo is None else fifo.pages(),
+                self._table.queues(),
+            )
+
+    def restore(self, record: EventsRecord, memory: AddressSpace) -> None:
+        """Be what another table was, once the guest's memory, shared info included, is there; this one is new.
+
+        Back ends `connect` again, and the vCPUs' areas are theirs to place.
+        """
+        with self._lock:
+            if record.fifo_blocks is not None:
+                fifo = self._abi = FifoAbi(self._table)
+                for vcpu, gpa in record.fifo_blocks:
+                    fifo.add_block(vcpu, memory.shared(gpa, CONTROL_BLOCK_BYTES))
+                for gpa in record.fifo_pages:
+                    fifo.add_page(memory.shared(gpa, PAGE_BYTES))
+            self._table.restore_queues(record.queues)
+            for row in record.channels:
+                channel = self._channels[row.port] = Channel(row.port, row.kind)
+                channel.vcpu, channel.virq, channel.priority = row.vcpu, row.virq, row.priority
+                channel.pending_early, channel.remote_domid = row.pending_early, row.remote_domid
+                if row.kind is EvtchnStatusKind.interdomain:
+                    channel.far = Remote(row.remote_domid, row.remote_port) if row.remote_port else Backend()
+                elif row.kind is EvtchnStatusKind.virq:
+                    self._virqs[row.vcpu if row.virq in PER_VCPU_VIRQS else VcpuId(0), row.virq] = channel
+                self._describe(channel)
+            top = max(self._channels, default=0)
+            self._fresh = top + 1
+            self._free = [port for port in range(1, top) if port not in self._channels]
+
+
+def _record(channel: Channel) -> ChannelRecord:
+    return ChannelRecord(
+        channel.port, channel.kind, channel.vcpu, channel.virq, channel.priority, channel.pending_early,
+        channel.remote_domid, channel.remote_port,
+    )  # fmt: skip
+
+
+def _has_upcall(vcpu: VcpuState) -> bool:
+    return vcpu.info is None or vcpu.info.read(0, 1) != b"\0"
 
 
 def mark_pending(vcpu: VcpuState) -> None:

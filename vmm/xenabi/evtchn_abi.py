@@ -11,7 +11,7 @@ from typing import Protocol
 from vmm.xenabi.constants import PAGE_BYTES
 from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.interfaces import EventTable, SharedBytes, VcpuState
-from vmm.xenabi.values import Port, VcpuId
+from vmm.xenabi.values import Gpa, Port, VcpuId
 
 DEFAULT_PRIORITY = 7
 PRIORITIES = 16
@@ -131,6 +131,14 @@ class FifoAbi:
         self._table.add_words(len(self._pages), memory.address)
         self._pages.append(memory)
         return True
+
+    def blocks(self) -> tuple[tuple[VcpuId, Gpa], ...]:
+        """Where each vCPU's control block is in the guest's memory."""
+        return tuple((vcpu, block.gpa) for vcpu, block in sorted(self._blocks.items()))
+
+    def pages(self) -> tuple[Gpa, ...]:
+        """Where the pages of event words are, in order."""
+        return tuple(page.gpa for page in self._pages)
 
     def raise_event(self, channel: EventPort, vcpu: VcpuState) -> bool:
         """Mark a port pending and queue it; whether its vCPU is to be told."""

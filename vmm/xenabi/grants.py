@@ -8,7 +8,7 @@ import struct
 import threading
 from collections import deque
 from collections.abc import Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 from vmm.xenabi.constants import GRANT_STATUS_FRAMES, PAGE_BYTES
 from vmm.xenabi.interfaces import SharedBytes
@@ -36,10 +36,19 @@ TABLE_PAGES = MAX_FRAMES + MAX_FRAMES // FRAMES_A_STATUS_FRAME
 """Xen's own pages that a table takes: its frames, and behind them its status frames."""
 
 
+class GrantsRecord(NamedTuple):
+    """A grant table as data; its entries are in Xen's own pages."""
+
+    version: int
+    frames: int
+    users: tuple[tuple[GrantRef, int], ...]
+    """Of each reference in use: how many use it for reading, and 2^32 times how many for writing."""
+
+
 class GrantTable:
     """Frames are pages of Xen's own, numbered from `first_page` on; `pages` shows all of them to the hypervisor.
 
-    `_lock` guards `_users`: how many readers and writers each grant reference in use has.
+    `_lock` guards all of it: the layout, and `_users`, how many readers and writers each grant reference in use has.
     """
 
     def __init__(self, first_page: int, pages: SharedBytes, max_frames: int = MAX_FRAMES) -> None:
@@ -62,7 +71,18 @@ class GrantTable:
         """Make the table at least this long; XenError(EINVAL) beyond the limit."""
         if frames > self.max_frames:
             raise XenError(errno.EINVAL)
-        self.frames = max(self.frames, frames)
+        with self._lock:
+            self.frames = max(self.frames, frames)
+
+    def record(self) -> GrantsRecord:
+        """The table as data."""
+        with self._lock:
+            return GrantsRecord(self.version, self.frames, tuple(sorted(self._users.items())))
+
+    def restore(self, record: GrantsRecord) -> None:
+        """Be what another table was; this one is new, and its pages hold what the other's did."""
+        with self._lock:
+            self.version, self.frames, self._users = record.version, record.frames, dict(record.users)
 
     def page(self, index: int) -> int:
         """The Xen page behind an index of XENMAPSPACE_grant_table, growing the table up to it."""
@@ -80,6 +100,10 @@ class GrantTable:
 
         XenError(EBUSY) while somebody makes use of a grant.
         """
+        with self._lock:
+            self._set_version(version)
+
+    def _set_version(self, version: int) -> None:
         if version == self.version:
             return
         if self._users:

@@ -15,12 +15,15 @@ class HypervisorLog:
         self._end = 0
         self._cleared = 0
 
-    def note(self, text: str) -> None:
-        """Log one line, marked as Xen marks its own."""
+    def note(self, *lines: str) -> None:
+        """Log lines, marked as Xen marks its own."""
+        self.append("".join(f"(XEN) {text}\n" for text in lines).encode(errors="replace"))
+
+    def append(self, text: bytes) -> None:
+        """Log bytes as they are."""
         with self._lock:
-            line = f"(XEN) {text}\n".encode(errors="replace")
-            self._data = (self._data + line)[-self._size_bytes :]
-            self._end += len(line)
+            self._data = (self._data + text)[-self._size_bytes :]
+            self._end += len(text)
 
     def read(self, count: int, index: int | None, *, clear: bool) -> tuple[bytes, int]:
         """At most so many bytes, from an index on or from the oldest, and the index behind them."""

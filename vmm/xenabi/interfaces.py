@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from vmm.xenabi.cstruct import Abi
-from vmm.xenabi.values import Gfn, Gpa, MemmapEntry, Port, RunstateTimes, VcpuId
+from vmm.xenabi.values import Gfn, Gpa, MemmapEntry, Port, QueuesRecord, RunstateTimes, VcpuId
 from vmm.xenabi.vcpu_context import VcpuContext
 
 
@@ -14,6 +14,9 @@ class SharedBytes(Protocol):
 
     address: int
     """Where it is in this process, for as long as the domain lives."""
+
+    gpa: Gpa
+    """Where the guest has it; -1 for Xen's own pages."""
 
     def read(self, offset_bytes: int, size_bytes: int) -> bytes: ...
     def write(self, offset_bytes: int, data: bytes) -> None: ...
@@ -35,8 +38,37 @@ class SharedBytes(Protocol):
         ...
 
 
+class ClockState(Protocol):
+    """One vCPU's timers and run state, as hypercalls see them."""
+
+    def runstate(self) -> RunstateTimes:
+        """How the vCPU has spent its time so far."""
+        ...
+
+    def keep_runstate(self, address: int, abi: Abi, caller: "VcpuState") -> None:
+        """Keep a copy of it at a guest-virtual address of the caller's."""
+        ...
+
+    def keep_time(self, address: int, caller: "VcpuState") -> None:
+        """Keep a second vcpu_time_info there; XenError(ENOSYS) where the host cannot."""
+        ...
+
+    def set_timer(self, deadline_ns: int | None) -> None:
+        """VIRQ_TIMER at this guest system time, or never."""
+        ...
+
+    def set_periodic_timer(self, period_ns: int | None) -> None: ...
+
+
 class VcpuState(Protocol):
     """One vCPU, as hypercalls see it."""
+
+    @property
+    def clock(self) -> ClockState: ...
+    @property
+    def blocked(self) -> bool:
+        """Whether it waits in a hypercall of its own."""
+        ...
 
     @property
     def id(self) -> VcpuId: ...
@@ -68,24 +100,8 @@ class VcpuState(Protocol):
         """Tell the guest that its vcpu_info has an event pending.  From any thread."""
         ...
 
-    def runstate(self) -> RunstateTimes:
-        """How the vCPU has spent its time so far."""
-        ...
-
-    def keep_runstate(self, address: int, abi: Abi, caller: "VcpuState") -> None:
-        """Keep a copy of it at a guest-virtual address of the caller's."""
-        ...
-
-    def keep_time(self, address: int, caller: "VcpuState") -> None:
-        """Keep a second vcpu_time_info there; XenError(ENOSYS) where the host cannot."""
-        ...
-
     def physical(self, address: int, size_bytes: int) -> Gpa | None:
         """Where bytes at a guest-virtual address are, if all in one place; XenError(EFAULT)."""
-        ...
-
-    def waits(self) -> None:
-        """It waits in its hypercall for events: they must reach it there."""
         ...
 
     def place(self) -> tuple[int, bool]:
@@ -94,11 +110,6 @@ class VcpuState(Protocol):
 
     def set_upcall_vector(self, vector: int) -> None: ...
     def set_info(self, gpa: Gpa) -> None: ...
-    def set_timer(self, deadline_ns: int | None) -> None:
-        """VIRQ_TIMER at this guest system time, or never."""
-        ...
-
-    def set_periodic_timer(self, period_ns: int | None) -> None: ...
     def stop_requested(self) -> bool:
         """Whether the vCPU is to leave its hypercall since its domain ends."""
         ...
@@ -118,6 +129,10 @@ class KernelPorts(Protocol):
     @property
     def active(self) -> bool:
         """Whether it raises events of the 2-level ABI."""
+        ...
+
+    def observe(self, wanted: bool) -> None:
+        """Somebody wants to see every event raised in this process, or nobody does any more."""
         ...
 
     def bind_ipi(self, port: Port, vcpu: VcpuId) -> None: ...
@@ -178,6 +193,14 @@ class EventTable(Protocol):
 
     def forget(self, port: Port) -> None:
         """A port is served here again."""
+        ...
+
+    def queues(self) -> QueuesRecord:
+        """The FIFO queues' ends, as data."""
+        ...
+
+    def restore_queues(self, record: QueuesRecord) -> None:
+        """Go on with these; the words and control blocks are there."""
         ...
 
     def waiting(self) -> AbstractContextManager[None]:

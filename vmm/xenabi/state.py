@@ -11,7 +11,7 @@ from vmm.xenabi.grant_maps import GrantMaps
 from vmm.xenabi.grants import GrantTable
 from vmm.xenabi.hypervisor_log import HypervisorLog
 from vmm.xenabi.interfaces import AddressSpace, VcpuState
-from vmm.xenabi.values import Domid, Gfn, HostFacts, XenIdentity
+from vmm.xenabi.values import Domid, Gfn, HostFacts, HypercallOutcome, XenIdentity
 
 
 class HypervisorState(Protocol):
@@ -27,8 +27,17 @@ class HypervisorState(Protocol):
         """All of them, by domid."""
         ...
 
+    @property
+    def highest_page(self) -> int:
+        """The number of the host's last page of RAM."""
+        ...
+
     def facts(self) -> HostFacts:
         """What the host says of itself now."""
+        ...
+
+    def rehooked(self) -> None:
+        """The hooks of a domain have changed."""
         ...
 
     def ended(self, domain: "DomainState") -> None:
@@ -82,9 +91,8 @@ class DomainState(Protocol):
         """The guest's system time, as its pvclock shows it."""
         ...
 
-    @property
-    def hypercall(self) -> "Callable[[Call], int]":
-        """Carries out one hypercall: what goes to RAX, as a signed number."""
+    def hypercall(self, call: "Call") -> HypercallOutcome:
+        """Carry out one hypercall, in its vCPU's thread."""
         ...
 
     def has_pci_device(self, segment: int, bus: int, devfn: int) -> bool:

@@ -342,6 +342,13 @@ class GnttabCopy(Struct, c_name="gnttab_copy", header="grant_table.h"):
     status: I16
 
 
+class GnttabCacheFlush(Struct, c_name="gnttab_cache_flush", header="grant_table.h"):
+    dev_bus_addr: U64
+    offset: U16
+    length: U16
+    op: U32
+
+
 # ----------------------------------------------------------------------------------------------------- xen.h
 
 

@@ -38,6 +38,14 @@ class RunstateTimes(NamedTuple):
     time_offline: int
 
 
+QueuesRecord = tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, int], ...]]
+"""Where the FIFO queues of event words end, as data; their words are in the guest's memory.
+
+First the last port of each queue, by vCPU and priority, 0 for an empty one; then, by port, the queue that it was last put
+in (vCPU * 16 + priority), where that is not queue 0.
+"""
+
+
 class XenIdentity(NamedTuple):
     """What XENVER_* tells; texts as Xen pads them."""
 
@@ -78,12 +86,26 @@ class HostFacts(NamedTuple):
     stepping: int
 
 
-class Restart(Exception):
-    """A long hypercall gives way: the guest is to issue it again, with these arguments."""
+class Restart(NamedTuple):
+    """A long hypercall gives way: the guest is to issue it again, with these as its first arguments."""
 
-    def __init__(self, *args: int) -> None:
-        super().__init__(*args)
-        self.arguments = args
+    arguments: tuple[int, ...]
 
+
+class Wait(NamedTuple):
+    """A hypercall waits: its vCPU's thread looks whether `condition` holds each time it is stirred, until a deadline.
+
+    It may be left earlier, as on Xen, whose guests look for themselves why they have woken up.
+    """
+
+    condition: Callable[[], bool]
+    deadline_ns: int | None = None
+    """In guest system time; None is never."""
+    finish: "Callable[[], int | Restart]" = lambda: 0
+    """What the guest is answered then."""
+
+
+HypercallOutcome = int | Restart | Wait
+"""What comes of a hypercall: a number for RAX, signed, or what is to be done before there is one."""
 
 Notify = Callable[[], None]

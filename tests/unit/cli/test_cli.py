@@ -111,8 +111,8 @@ def test_what_a_dom0_cannot_have_is_refused(options: list[str], reason: str, tmp
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("image --dom0", "a domU has no --dom0"),
-        ("image --console stdio", "no console on stdio"),
+        ("image --dom0", "--dom0 is not for a guest beside a dom0"),
+        ("image --console stdio", "standard input and output are the dom0's"),
         ("image --vcpus many", "--vcpus"),
         ("image 'unclosed", "No closing quotation"),
         ("image -m 1K", "--memory 1K is too little"),

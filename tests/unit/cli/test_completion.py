@@ -24,7 +24,7 @@ def completed(*words: str) -> set[str]:
 @pytest.mark.parametrize(
     ("words", "offered"),
     [
-        (["pyvmm", "at"], {"attach-disk", "attach-net"}),
+        (["pyvmm", "at"], {"attach-disk", "attach-net", "attach-share"}),
         (["pyvmm", "run", "--tr"], {"--transport", "--trace", "--trace-file", "--trace-format"}),
         (["pyvmm", "run", "--transport", ""], {"auto", "kvm-xen", "page", "patch"}),
         (["pyvmm", "run", "--trace-format", "p"], {"perfetto"}),

@@ -19,7 +19,7 @@ from vmm.devices.bus.xenbus import Bound, Xenbus
 from vmm.devices.ring.granted import GrantedPages
 from vmm.errors import PyvmmError, UsageError
 from vmm.xenabi.cstruct import Abi
-from vmm.xenabi.values import Domid, Port
+from vmm.xenabi.values import Domid
 from vmm.xenstore.server import Store
 from vmm.xenstore.service import Xenstore
 
@@ -51,7 +51,7 @@ class Frontend:
         )  # fmt: skip
         port = self.guest.events.alloc_unbound(Domid(0))
         bell = self.queue.bell
-        self.guest.events.connect(port, Domid(0), Port(0), bell.ring)
+        self.guest.events.connect(port, Domid(0), bell)
         self.port = port
         self.queue.start(Bound(self.guest.events, port, bell))
 
@@ -232,7 +232,7 @@ def announce(file: Path, second_ref: int | None) -> tuple[str, dict[str, str]]:
     bus.close()
     xenstore.close()
     assert guest.in_use() == []
-    assert all(channel and channel.notify_remote is None for channel in map(guest.events.status, ports))
+    assert all(channel and channel.far is None for channel in map(guest.events.status, ports))
     return (state or b"").decode(), said
 
 

@@ -35,7 +35,7 @@ from vmm.devices.net.spec import parse_net
 from vmm.devices.net.wire import Gone
 from vmm.devices.ring.granted import GrantedPages
 from vmm.errors import UsageError
-from vmm.xenabi.values import Domid, Port
+from vmm.xenabi.values import Domid
 
 TCPV4 = bytes.fromhex(
     "ffffffffffff00163e0000010800"  # Ethernet, IPv4, TCP
@@ -95,7 +95,7 @@ class Frontend:
         bound = []
         for bell in (self.queue.tx_bell, self.queue.rx_bell):
             port = self.guest.events.alloc_unbound(Domid(0))
-            self.guest.events.connect(port, Domid(0), Port(0), bell.ring)
+            self.guest.events.connect(port, Domid(0), bell)
             bound.append(Bound(self.guest.events, port, bell))
             self.ports.append(port)
         self.queue.start(bound[0], bound[1])

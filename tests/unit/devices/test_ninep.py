@@ -18,7 +18,7 @@ from vmm.devices.ninep.spec import parse_share
 from vmm.devices.ring.granted import GrantedPages
 from vmm.errors import UsageError
 from vmm.xenabi.byte_ring import RingBroken
-from vmm.xenabi.values import Domid, Port, XenError
+from vmm.xenabi.values import Domid, XenError
 
 TVERSION, RVERSION, RATTACH, RLERROR, TWALK, TLOPEN, TREAD, RREAD = 100, 101, 105, 7, 110, 12, 116, 117
 ORDER = 3
@@ -56,7 +56,7 @@ class Frontend:
         server = start_server(folder, read_only=read_only)
         self.mover = Mover("9pfs-test", server, [ring], bytes(folder), self.failures.append)
         self.port = self.guest.events.alloc_unbound(Domid(0))
-        self.guest.events.connect(self.port, Domid(0), Port(0), self.mover.bell.ring)
+        self.guest.events.connect(self.port, Domid(0), self.mover.bell)
         self.mover.bind(0, Bound(self.guest.events, self.port, self.mover.bell))
         self.mover.start()
 

@@ -50,6 +50,9 @@ class Counted:
         else:
             self.slow.append(done)
 
+    def counters(self) -> dict[str, int]:
+        return {}
+
     def release(self) -> None:
         assert self.connects == self.disconnects
         self.releases += 1
@@ -62,7 +65,8 @@ class World:
         self.xenstore = Xenstore()
         self.bus = Xenbus(self.xenstore, Guest())
         self.backend = Counted()
-        self.device: XenbusDevice = self.bus.attach(self.backend)
+        self.attachment = self.bus.attach(self.backend)
+        self.device: XenbusDevice = self.attachment.device
 
     def read(self, path: str) -> bytes | None:
         return self.xenstore.run(lambda store: store.read(path))
@@ -139,10 +143,10 @@ def test_unplugging_asks_the_front_end_and_then_forgets_the_device(world: World)
     world.connect()
     world.xenstore.run(lambda _: world.device.unplug())
     assert world.state == State.CLOSING
-    assert not world.device.gone.is_set()
+    assert not world.attachment.gone
     world.front(State.CLOSED)
-    assert world.device.gone.wait(5)
-    assert world.bus.find("vbd", 51712) is None
+    assert world.device.ended.wait(5)
+    assert world.attachment.gone
     for path in (FRONT, BACK, LIBXL):
         assert world.read(path) is None
 
@@ -153,12 +157,12 @@ def test_a_toolstack_unplugs_through_xenstore(world: World) -> None:
     world.write(f"{BACK}/state", "5")
     assert world.state == State.CLOSING
     world.front(State.CLOSED)
-    assert world.device.gone.wait(5)
+    assert world.device.ended.wait(5)
 
 
 def test_force_does_not_wait_for_the_front_end(world: World) -> None:
     world.connect()
-    assert world.bus.detach(world.device, force=True)
+    assert world.attachment.detach(force=True)
     assert world.backend.releases == 1
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.unit.fakes import Vcpu as FakeVcpu
-from tests.unit.fakes import loop_sends
+from tests.unit.fakes import channels, loop_sends
 from vmm.kvm import PAGE_BYTES, EventTable, HostMemory
 from vmm.kvm._native import ffi, lib
 from vmm.machine.memory.guest import SharedBytes
@@ -53,7 +53,7 @@ class Machine:
         self.host, self.way = host, way
         self.vcpu, self.table = FakeVcpu(0), EventTable(1)
         self.vcpu.info = SharedBytes(host, INFO, 64)  # type: ignore[assignment]
-        self.events = EventChannels([self.vcpu], self.table)
+        self.events = channels([self.vcpu], self.table)
         while (port := port - 1) > 0:
             self.events.alloc_unbound(Domid(0))
         content = bytes(host.view[:EVENT_BYTES])

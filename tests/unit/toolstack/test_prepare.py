@@ -11,7 +11,7 @@ from vmm.toolstack.prepare import linux_command_line
         ("", None, "console=hvc0"),
         ("ro root=/dev/xvda", None, "console=hvc0 ro root=/dev/xvda"),
         ("console=ttyS0 ro", None, "console=ttyS0 ro"),
-        ("", "true", "console=hvc0 quiet loglevel=0"),
+        ("", "true", "console=hvc0 quiet loglevel=1"),
         ("earlyprintk=xen", "true", "console=hvc0 earlyprintk=xen"),
     ],
 )

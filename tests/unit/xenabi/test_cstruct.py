@@ -27,6 +27,7 @@ C_NAMES = {
     ("gnttab_copy", "source_domid"): "source.domid",
     ("gnttab_copy", "source_offset"): "source.offset",
     ("gnttab_copy", "dest"): "dest.u.gmfn",
+    ("gnttab_cache_flush", "dev_bus_addr"): "a.dev_bus_addr",
     ("gnttab_copy", "dest_domid"): "dest.domid",
     ("gnttab_copy", "dest_offset"): "dest.offset",
     ("xen_domctl_getdomaininfo", "emulation_flags"): "arch_config.emulation_flags",

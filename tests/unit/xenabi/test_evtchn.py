@@ -1,19 +1,15 @@
 """Event channels over the 2-level ABI."""
 
 import errno
-import threading
-import time
-from functools import partial
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.fakes import Bytes, Domain, Vcpu
-from vmm.kvm import EventTable
+from tests.unit.fakes import Bell, Bytes, Domain, Vcpu, channels
 from vmm.xenabi.constants import EvtchnStatusKind, Virq
 from vmm.xenabi.cstruct import Abi
-from vmm.xenabi.evtchn import EventChannels
+from vmm.xenabi.evtchn import Backend
 from vmm.xenabi.evtchn_abi import TwoLevelLayout
 from vmm.xenabi.values import Domid, Port, VcpuId, XenError
 
@@ -81,23 +77,23 @@ def test_unmask_delivers_pending_event_once(domain: Domain) -> None:
 
 
 def test_send_reaches_a_backend_that_has_connected(domain: Domain) -> None:
-    rings = []
+    bell = Bell()
     port = domain.events.alloc_unbound(BACKEND)
     domain.events.send(port)
-    domain.events.connect(port, BACKEND, Port(7), lambda: rings.append(port))
+    domain.events.connect(port, BACKEND, bell)
     domain.events.send(port)
-    assert rings == [port]
+    assert bell.rung == 1
 
 
 def test_only_the_named_domain_may_connect(domain: Domain) -> None:
     port = domain.events.alloc_unbound(BACKEND)
     with refused(errno.EINVAL):
-        domain.events.connect(port, Domid(5), Port(7), lambda: None)
+        domain.events.connect(port, Domid(5), Bell())
 
 
 def test_loopback_delivers_both_ways_and_closing_one_end_unbinds_the_other(domain: Domain) -> None:
     far = domain.events.alloc_unbound(domain.domid)
-    near = domain.events.bind_loopback(domain.domid, far)
+    near = domain.events.bind_interdomain(domain.domid, far)
     domain.events.send(near)
     assert pending(domain, far)
     domain.events.send(far)
@@ -155,6 +151,9 @@ class Kernel:
     def __init__(self) -> None:
         self.told: list[tuple[object, ...]] = []
 
+    def observe(self, wanted: bool) -> None:
+        self.told.append(("observe", wanted))
+
     def bind_ipi(self, port: Port, vcpu: VcpuId) -> None:
         self.told.append(("bind", port, vcpu))
 
@@ -176,7 +175,7 @@ class Kernel:
 
 def test_kernel_is_told_of_ipis_timers_events_and_the_fifo_abi(domain: Domain) -> None:
     kernel = Kernel()
-    events = EventChannels(domain.vcpus, EventTable(len(domain.vcpus)), kernel=kernel)
+    events = channels(domain.vcpus, kernel=kernel)
     events.attach(Bytes(), Abi.X86_64)
     port = events.bind_ipi(1)
     timer = events.bind_virq(Virq.TIMER, 1)
@@ -194,15 +193,13 @@ def test_kernel_is_told_of_ipis_timers_events_and_the_fifo_abi(domain: Domain) -
 
 def test_kernel_rings_a_back_end_until_either_end_closes(domain: Domain) -> None:
     kernel = Kernel()
-    events = EventChannels(domain.vcpus, EventTable(len(domain.vcpus)), kernel=kernel)
-    for close in (lambda port, bell: events.disconnect(port, bell), lambda port, bell: events.close(port)):
-        rung: list[int] = []
-        port = events.alloc_unbound(BACKEND)
-        bell = partial(rung.append, 1)
-        events.connect(port, BACKEND, Port(0), bell, 77)
+    events = channels(domain.vcpus, kernel=kernel)
+    for close in (lambda port, bell: events.disconnect(port, Backend(bell)), lambda port, bell: events.close(port)):
+        port, bell = events.alloc_unbound(BACKEND), Bell(77)
+        events.connect(port, BACKEND, bell)
         events.send(port)  # where the kernel does not
         close(port, bell)
-        assert rung == [1]
+        assert bell.rung == 1
         assert kernel.told == [("eventfd", port, 77), ("forget", port)]
         kernel.told.clear()
         if events.status(port):
@@ -211,20 +208,19 @@ def test_kernel_rings_a_back_end_until_either_end_closes(domain: Domain) -> None
 
 
 def test_a_back_end_that_lets_go_leaves_the_port_for_another() -> None:
-    events = EventChannels([Vcpu()], EventTable(1))
-    port = events.alloc_unbound(BACKEND)
-    first: list[int] = []
-    events.connect(port, BACKEND, Port(0), bell := partial(first.append, 1))
-    events.disconnect(port, lambda: None)  # not the one that is connected
+    events = channels([Vcpu()])
+    port, bell = events.alloc_unbound(BACKEND), Bell()
+    events.connect(port, BACKEND, bell)
+    events.disconnect(port, Backend(Bell()))  # not the one that is connected
     events.send(port)
-    events.disconnect(port, bell)
+    events.disconnect(port, Backend(bell))
     events.send(port)
-    assert first == [1]
-    events.connect(port, BACKEND, Port(0), bell)
+    assert bell.rung == 1
+    events.connect(port, BACKEND, bell)
 
 
 def test_ports_run_out_with_enospc() -> None:
-    events = EventChannels([Vcpu()], EventTable(1), limit=4)
+    events = channels([Vcpu()], limit=4)
     for _ in range(3):
         events.alloc_unbound(BACKEND)
     with refused(errno.ENOSPC):
@@ -259,7 +255,7 @@ def test_any_sequence_of_operations_ends_in_an_errno_or_works(steps: list[tuple[
                 case "b":
                     events.bind_vcpu(port, vcpu)
                 case "d":
-                    events.bind_loopback(domain.domid, port)
+                    events.bind_interdomain(domain.domid, port)
         except XenError as error:
             assert error.code in (errno.EINVAL, errno.ENOENT, errno.EEXIST, errno.ENOSPC)
     events.reset()
@@ -269,44 +265,47 @@ def test_any_sequence_of_operations_ends_in_an_errno_or_works(steps: list[tuple[
 def test_vcpu_without_info_gets_nothing_and_harms_nothing() -> None:
     vcpu = Vcpu()
     vcpu.info = None
-    events = EventChannels([vcpu], EventTable(1))
+    events = channels([vcpu])
     events.attach(Bytes(), Abi.X86_64)
     events.send(events.bind_ipi(0))
     assert vcpu.upcalls == 0
 
 
-def poll(domain: Domain, ports: list[int], timeout_s: float) -> float:
-    started = time.monotonic()
-    domain.events.poll(domain.vcpus[0], ports, timeout_s)
-    return time.monotonic() - started
+def waits(domain: Domain, ports: list[int]) -> bool:
+    """Whether a vCPU that polls these ports has to wait."""
+    return not domain.events.poll(domain.vcpus[0], ports, None).condition()
 
 
-def test_poll_returns_at_once_for_a_pending_port_even_a_masked_one(domain: Domain) -> None:
+def test_poll_has_not_to_wait_for_a_pending_port_even_a_masked_one(domain: Domain) -> None:
     port = domain.events.bind_ipi(0)
     mask(domain, port)
     domain.events.send(port)
     assert domain.vcpus[0].upcalls == 0
-    assert poll(domain, [port], 60) < 30
+    assert not waits(domain, [port])
 
 
-def test_poll_waits_until_another_vcpu_sends(domain: Domain) -> None:
+def test_who_waits_is_stirred_by_each_event_and_then_no_more(domain: Domain) -> None:
     port = domain.events.bind_ipi(0)
     mask(domain, port)
-    sender = threading.Timer(0.05, domain.events.send, [port])
-    sender.start()
-    assert poll(domain, [port], 60) < 30
-    sender.join()
+    stirred = []
+    assert waits(domain, [port])
+    with domain.events.watched(lambda: stirred.append(True)):
+        domain.events.send(port)
+    assert not waits(domain, [port])
+    domain.events.send(port)
+    assert stirred == [True]
 
 
-def test_poll_ends_with_its_timeout_and_for_any_upcall_to_take(domain: Domain) -> None:
+def test_poll_ends_for_any_upcall_to_take_and_says_until_when(domain: Domain) -> None:
     quiet, other = domain.events.bind_ipi(0), domain.events.bind_ipi(0)
-    assert poll(domain, [quiet], 0.05) >= 0.05
+    assert domain.events.poll(domain.vcpus[0], [quiet], 77).deadline_ns == 77
+    assert waits(domain, [quiet])
     domain.events.send(other)
-    assert poll(domain, [quiet], 60) < 30
+    assert not waits(domain, [quiet])
 
 
 def test_poll_of_a_port_beyond_the_range_is_einval(domain: Domain) -> None:
     with refused(errno.EINVAL):
-        poll(domain, [0], 0)
+        domain.events.poll(domain.vcpus[0], [0], None)
     with refused(errno.EINVAL):
-        poll(domain, [1 << 20], 0)
+        domain.events.poll(domain.vcpus[0], [1 << 20], None)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.fakes import Bytes, Domain, Vcpu, loop_sends
+from tests.unit.fakes import Bell, Bytes, Domain, loop_sends
 from vmm.xenabi.constants import Virq
 from vmm.xenabi.evtchn_abi import CONTROL_BLOCK_BYTES, LINK_BITS
 from vmm.xenabi.values import Domid, Port, XenError
@@ -245,17 +245,10 @@ def test_an_ipi_is_python_s_while_somebody_waits_there(guest: Guest, told: int) 
     ipi = guest.events.bind_ipi(1)
     seen = []
 
-    class Poller(Vcpu):
-        def waits(self) -> None:
-            assert loop_sends(guest.domain.event_table, ipi)
-
-        def wanted(self) -> bool:
-            seen.append(loop_sends(guest.domain.event_table, ipi))
-            return True
-
-    guest.events.block(Poller(0))
-    assert seen
-    assert not any(seen)
+    with guest.events.watched(lambda: seen.append(True)):
+        assert not loop_sends(guest.domain.event_table, ipi)
+        guest.events.send(ipi)
+    assert seen == [True]
     assert loop_sends(guest.domain.event_table, ipi)
 
 
@@ -264,7 +257,7 @@ def test_only_ipis_and_bells_are_sent_without_python(guest: Guest, told: int) ->
     timer, unbound = guest.events.bind_virq(Virq.TIMER, 1), guest.events.alloc_unbound(BACKEND)
     assert not any(loop_sends(table, port) for port in (timer, unbound, Port(0), Port(4095), Port(4096), Port(2**32 - 1)))
     with os.fdopen(os.eventfd(0, os.EFD_NONBLOCK), "rb") as bell:
-        guest.events.connect(unbound, BACKEND, Port(0), lambda: None, bell.fileno())
+        guest.events.connect(unbound, BACKEND, Bell(bell.fileno()))
         assert loop_sends(table, unbound)
         assert was_told(bell.fileno())
         guest.events.close(unbound)

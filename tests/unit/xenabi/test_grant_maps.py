@@ -147,9 +147,8 @@ def test_what_a_domain_has_mapped_ends_with_it_and_with_the_granter(two: Two) ->
 def test_a_long_list_gives_way_and_goes_on(two: Two) -> None:
     for index in range(AT_A_TIME + 1):
         two.mapper.vcpus[0].write_virtual(ARGUMENT + index * 24, GnttabUnmapGrantRef(handle=index).pack())
-    with pytest.raises(Restart) as gave_way:
-        dispatch(two.mapper.call(Hypercall.grant_table_op, 1, ARGUMENT, AT_A_TIME + 1))
-    assert gave_way.value.arguments == (1, ARGUMENT + AT_A_TIME * 24, 1)
+    outcome = dispatch(two.mapper.call(Hypercall.grant_table_op, 1, ARGUMENT, AT_A_TIME + 1))
+    assert outcome == Restart((1, ARGUMENT + AT_A_TIME * 24, 1))
 
 
 def test_a_list_that_cannot_be_read_is_efault(two: Two) -> None:

@@ -25,6 +25,11 @@ class Disk(NamedTuple):
     queues: int | None = None
     format: str | None = None
 
+    @property
+    def device(self) -> str:
+        """Its row in `devices.kinds`."""
+        return "disk"
+
 
 def parse_disk(text: str, default_name: str) -> Disk:
     """From the command line.  UsageError."""

@@ -45,7 +45,7 @@ class ConsoleRing:
 class Console:
     """The back end: moves bytes between the ring and the world.
 
-    Owned by the thread of the loop in which `on_event` and `take_input` are called; only `write` may be called in others.
+    Owned by the thread of the loop in which `on_event` and `take_input` are called; only `drain` may be called in others.
     `_output` guards the ring's output half and its order in the sink.
     """
 
@@ -74,11 +74,12 @@ class Console:
             taken, self._taken = self._taken, None
             taken()
 
-    def write(self, data: bytes) -> None:
-        """What the guest prints past the ring (console_io), behind what it has put there before.  From any thread."""
+    def drain(self) -> None:
+        """Print what the guest has put there so far.  From any thread."""
         with self._output:
             ahead = self._ring.take_output()
-            self._sink.write(ahead + data)
+            if ahead:
+                self._sink.write(ahead)
         if ahead:
             self._notify_guest()
 

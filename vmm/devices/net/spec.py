@@ -24,6 +24,11 @@ class Net(NamedTuple):
     forwards: tuple[tuple[str, str, int, int], ...] = ()
     """Protocol, host address (may be empty), host port, guest port."""
 
+    @property
+    def device(self) -> str:
+        """Its row in `devices.kinds`."""
+        return "net"
+
 
 def parse_net(text: str) -> Net:
     """From the command line.  UsageError."""

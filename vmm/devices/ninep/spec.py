@@ -16,6 +16,11 @@ class Share(NamedTuple):
     tag: str
     read_only: bool = False
 
+    @property
+    def device(self) -> str:
+        """Its row in `devices.kinds`."""
+        return "share"
+
 
 def parse_share(text: str, default_tag: str) -> Share:
     """From the command line.  UsageError."""

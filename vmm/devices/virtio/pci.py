@@ -107,6 +107,8 @@ class VirtioPci(Function):
         self._servers: Sequence[Server] = ()
         self._notified: list[tuple[int, int]] = []
         self._bar_at: int | None = None
+        self._ending: threading.Event | None = None
+        """Set once the servers of before a reset have ended; the device does nothing else until then."""
         self._forget()
         for kind, offset, size, more in (
             (_CAP_COMMON, _COMMON, 56, b""),
@@ -240,6 +242,8 @@ class VirtioPci(Function):
     # --------------------------------------------------------------------------- the driver's progress
 
     def _set_status(self, value: int) -> None:
+        if self._ending is not None:
+            return  # the reset is not over, and the driver has not seen it be
         before = self._values["device_status"]
         if value == 0:
             self._reset()
@@ -299,10 +303,14 @@ class VirtioPci(Function):
             return
         from vmm.devices.stopping import stop_all
 
+        ended = self._ending = threading.Event()
+
         def stopped() -> None:
             self._device.closed()
             with self._lock:
                 self._forget()
+                self._ending = None
+            ended.set()
 
         stop_all(servers, stopped)
 
@@ -313,17 +321,27 @@ class VirtioPci(Function):
         self._driver_features = 0
         self._queues = [_Queue() for _ in range(self._device.queues)]
 
+    @property
+    def in_use(self) -> bool:
+        """Whether a driver has it."""
+        with self._lock:
+            return bool(self._values["device_status"])
+
     def close(self) -> None:
-        """The domain has ended: so do the servers, and the device lets its file or network go."""
+        """The function is unplugged: the servers end, and the device lets its file or network go."""
         ended = threading.Event()
         with self._lock:
             servers, self._servers = list(dict.fromkeys(self._servers)), ()
             self._unwire()
+            resetting = self._ending
         from vmm.devices.stopping import stop_all
 
+        if resetting is not None:
+            resetting.wait()
         stop_all(servers, ended.set)
         ended.wait()
         self._device.release()
+        self._msix.close()
 
 
 _ADDRESSES = {

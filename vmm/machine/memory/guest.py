@@ -6,25 +6,24 @@ is, which is never changed in place.  A region, once there, stays until the doma
 
 import errno
 import threading
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
 
 from vmm.errors import PyvmmError
 from vmm.kvm import PAGE_BYTES, HostMemory, KvmError, PageFile, SlotFlag, VmFd
-from vmm.kvm.hostmem import exchange_32, fetch_and_64, fetch_or_64, mark_entries, unmark_entries
+from vmm.machine.memory.regions import MemoryFault, Region, RegionTable, SharedBytes
 from vmm.xenabi.constants import E820
-from vmm.xenabi.values import Gfn, Gpa, MemmapEntry, XenError
+from vmm.xenabi.values import Domid, Gfn, Gpa, MemmapEntry, XenError
 
 Result = TypeVar("Result")
-GIB = 1 << 30
 LOW_RAM_END = 0xF000_0000
 """Where RAM below 4 GiB ends at the latest (Xen: HVM_BELOW_4G_MMIO_START)."""
 
-HIGH_RAM_START = 4 * GIB
+HIGH_RAM_START = 4 << 30
 BIOS_AREA = (0xA0000, 0x100000)
 WINDOW_BYTES = 2 << 20
 MAX_WINDOWS = 512
+NOBODY = Domid(0)
 ADDRESS_LIMIT = 1 << 40
 LAPIC_START = 0xFEE0_0000
 
@@ -33,80 +32,48 @@ _SHARING = threading.RLock()
 """Guards who shows whose pages, in all domains; taken before a domain's own lock."""
 
 
-class MemoryFault(PyvmmError):
-    """No guest memory at an address."""
+class MemoryRecord(NamedTuple):
+    """The layout of an address space as data, without what is in its pages."""
 
-
-class Region:
-    """A stretch of guest memory: where it is, its host mapping, and its slot in KVM."""
-
-    __slots__ = ("absent", "end", "host", "slot", "start")
-
-    def __init__(self, start: int, host: HostMemory, slot: int) -> None:
-        self.start = start
-        self.end = start + host.size_bytes
-        self.host = host
-        self.slot = slot
-        self.absent: bytearray | None = None
-        """One byte a page: 1 where the guest has given it back.  Made when it first does."""
-
-
-class SharedBytes:
-    """A piece of guest memory that hypervisor and guest both change; stays valid as long as its domain."""
-
-    __slots__ = ("_host", "_offset", "address", "size_bytes")
-
-    def __init__(self, host: HostMemory, offset_bytes: int, size_bytes: int) -> None:
-        self._host = host
-        self._offset = offset_bytes
-        self.size_bytes = size_bytes
-        self.address = host.address + offset_bytes
-        """Where it is in this process: for as long as the domain lives, whatever the guest puts there."""
-
-    def read(self, offset_bytes: int, size_bytes: int) -> bytes:
-        start = self._offset + offset_bytes
-        return bytes(self._host.view[start : start + size_bytes])
-
-    def write(self, offset_bytes: int, data: bytes) -> None:
-        start = self._offset + offset_bytes
-        self._host.view[start : start + len(data)] = data
-
-    def words(self) -> memoryview:
-        return self._host.view[self._offset : self._offset + self.size_bytes].cast("I")
-
-    def fetch_or_64(self, offset_bytes: int, bits: int) -> int:
-        return fetch_or_64(self.address + offset_bytes, bits)
-
-    def fetch_and_64(self, offset_bytes: int, bits: int) -> int:
-        return fetch_and_64(self.address + offset_bytes, bits)
-
-    def exchange_32(self, offset_bytes: int, expected: int, wanted: int) -> int:
-        return exchange_32(self.address + offset_bytes, expected, wanted)
-
-    def mark_entries(self, numbers: Sequence[int], usual: int, ignored: int, bits: int) -> list[int]:
-        return mark_entries(self.address, numbers, usual, ignored, bits)
-
-    def unmark_entries(self, numbers: Sequence[int], bits: int) -> None:
-        unmark_entries(self.address, numbers, bits)
+    regions: tuple[tuple[int, int], ...]
+    """Start and size of each, bytes, in the order of their slots."""
+    map: tuple[MemmapEntry, ...]
+    absent: tuple[tuple[int, bytes], ...]
+    """By a region's start: one byte a page, 1 where the guest has none."""
+    placed: tuple[tuple[int, Gfn], ...]
+    """Xen's own pages, and where each is shown."""
+    foreign: tuple[tuple[Gfn, Domid, Gfn], ...]
+    """Where other domains' pages are shown, and whose they are."""
+    pages: int
+    maximum_gfn: Gfn
 
 
 class GuestMemory:
-    """One domain's guest-physical address space, shown to KVM as memory slots.
+    """One domain's guest-physical address space, shown to KVM as memory slots; empty until somebody puts RAM into it.
 
-    `shareable`: other domains may map its pages, which then live in files.
+    `limit_bytes`: the RAM that it may have.  `shareable`: other domains may map its pages, which then live in files.
     """
 
-    def __init__(self, vm: VmFd, xen_pages: int, *, shareable: bool = False) -> None:
+    def __init__(
+        self,
+        vm: VmFd,
+        xen_pages: int,
+        *,
+        owner: Domid = NOBODY,
+        limit_bytes: int = 0,
+        low_end: int = LOW_RAM_END,
+        shareable: bool = False,
+    ) -> None:
+        self.owner = owner
         self._vm = vm
         self._lock = threading.Lock()
-        self._regions: list[Region] = []
-        self._starts: list[int] = []
+        self._regions = RegionTable()
         self._map: list[MemmapEntry] = []
         self._windows = 0
-        self._ram_bytes = 0
+        self._limit_bytes = limit_bytes
         self._pages = 0
         self._maximum_gfn = Gfn(0)
-        self._low_end = LOW_RAM_END
+        self._low_end = low_end
         self._holes: list[tuple[int, int]] = [(LAPIC_START, LAPIC_START + PAGE_BYTES)]
         # Xen's own pages: the hypervisor sees them here, the guest where it asks for them.
         self._xen_file = PageFile("pyvmm-xen-pages", xen_pages)
@@ -122,37 +89,42 @@ class GuestMemory:
     # ------------------------------------------------------------------------------------ building
 
     def _add(self, start: int, host: HostMemory) -> Region:
-        region = Region(start, host, len(self._regions))
+        region = Region(start, host, self._regions.next_slot)
         self._vm.set_memory(region.slot, start, host.size_bytes, host.address, SlotFlag.NONE)
-        self._regions = sorted([*self._regions, region], key=lambda known: known.start)
-        self._starts = [known.start for known in self._regions]
+        self._regions.add(region)
         return region
 
     def _memory(self, size_bytes: int, *, huge_pages: bool = False) -> HostMemory:
         file = PageFile("pyvmm-guest", size_bytes // PAGE_BYTES) if self._shareable else None
         return HostMemory(size_bytes, huge_pages=huge_pages, file=file)
 
-    def add_ram(self, size_bytes: int, low_end: int = LOW_RAM_END) -> None:
-        """RAM from 0 up, split around the hole from `low_end` to 4 GiB.  PyvmmError where the host cannot reserve it."""
-        self._low_end = low_end
-        low = min(size_bytes, low_end)
+    def _ram_stretches(self) -> list[tuple[int, int]]:
+        """Where RAM may be, start and end: from 0 up, split around the hole from `low_end` to 4 GiB."""
+        low = min(self._limit_bytes, self._low_end)
+        high = self._limit_bytes - low
+        return [(0, low), *([(HIGH_RAM_START, HIGH_RAM_START + high)] if high else [])]
+
+    def add_ram(self) -> None:
+        """All RAM that it may have, at once.  PyvmmError where the host cannot reserve it."""
+        stretches = self._ram_stretches()
         try:
-            self._add(0, self._memory(low, huge_pages=True))
-            if size_bytes > low:
-                self._add(HIGH_RAM_START, self._memory(size_bytes - low, huge_pages=True))
+            for start, end in stretches:
+                self._add(start, self._memory(end - start, huge_pages=True))
         except KvmError as error:
-            raise PyvmmError(f"this host cannot reserve {size_bytes >> 20} MiB for the guest: {error}") from None
-        self._ram_bytes = size_bytes
-        self._pages = size_bytes // PAGE_BYTES
-        top = low if size_bytes == low else HIGH_RAM_START + size_bytes - low
-        self._maximum_gfn = Gfn(top // PAGE_BYTES - 1)
+            raise PyvmmError(f"this host cannot reserve {self._limit_bytes >> 20} MiB for the guest: {error}") from None
+        self._pages = self._limit_bytes // PAGE_BYTES
+        self._maximum_gfn = Gfn(stretches[-1][1] // PAGE_BYTES - 1)
+        low_end = stretches[0][1]
         self._map += [
             MemmapEntry(Gpa(0), BIOS_AREA[0], E820.RAM),
             MemmapEntry(Gpa(BIOS_AREA[0]), BIOS_AREA[1] - BIOS_AREA[0], E820.RESERVED),
-            MemmapEntry(Gpa(BIOS_AREA[1]), low - BIOS_AREA[1], E820.RAM),
+            MemmapEntry(Gpa(BIOS_AREA[1]), low_end - BIOS_AREA[1], E820.RAM),
+            *(MemmapEntry(Gpa(start), end - start, E820.RAM) for start, end in stretches[1:]),
         ]
-        if size_bytes > low:
-            self._map.append(MemmapEntry(Gpa(HIGH_RAM_START), size_bytes - low, E820.RAM))
+
+    def set_map(self, entries: list[MemmapEntry]) -> None:
+        """The memory map that the guest is told, instead of what it has been made of."""
+        self._map = list(entries)
 
     def add_special(self, gpa: int, size_bytes: int, kind: E820, used_bytes: int | None = None) -> None:
         """Memory that is not RAM to the guest (tables, special pages); the map shows `used_bytes` of it."""
@@ -196,14 +168,22 @@ class GuestMemory:
             if self._pages >= self.maximum_pages:
                 return False
             try:
-                region = self._populated(gfn)
-            except XenError:
+                region = self._open_ram(gfn * PAGE_BYTES) or self._populated(gfn)
+            except (XenError, KvmError):
                 return False
             if region.absent is not None:
                 region.absent[gfn - region.start // PAGE_BYTES] = 0
             self._pages += 1
             self._maximum_gfn = max(self._maximum_gfn, gfn)
             return True
+
+    def _open_ram(self, gpa: int) -> Region | None:
+        """The stretch of RAM that an address is in, without any page of it yet; None where it is in none."""
+        for start, end in self._ram_stretches():
+            if start <= gpa < end and self._regions.find(start) is None:
+                region = self._add(start, self._memory(end - start, huge_pages=True))
+                region.absent = bytearray(b"\1" * ((end - start) // PAGE_BYTES))
+        return self.find(gpa)
 
     def map(self) -> list[MemmapEntry]:
         """The memory map that the guest is told, by address."""
@@ -216,8 +196,8 @@ class GuestMemory:
 
     @property
     def maximum_pages(self) -> int:
-        """Pages of RAM that it may have: those that it started with."""
-        return self._ram_bytes // PAGE_BYTES
+        """Pages of RAM that it may have."""
+        return self._limit_bytes // PAGE_BYTES
 
     @property
     def maximum_gfn(self) -> Gfn:
@@ -227,24 +207,18 @@ class GuestMemory:
     @property
     def low_ram_bytes(self) -> int:
         """RAM below 4 GiB, where images and modules go."""
-        return min(self._ram_bytes, self._low_end)
+        return min(self._limit_bytes, self._low_end)
 
     def ram(self) -> list[tuple[int, int, int]]:
-        """The stretches of RAM that it started with: start, end, and the host address of the start."""
-        ends = (0, self.low_ram_bytes), (HIGH_RAM_START, HIGH_RAM_START + self._ram_bytes - self._low_end)
-        found = [(start, end, self.find(start)) for start, end in ends if end > start]
+        """The stretches of RAM that there are: start, end, and the host address of the start."""
+        found = [(start, end, self.find(start)) for start, end in self._ram_stretches()]
         return [(start, end, region.host.address) for start, end, region in found if region is not None]
 
     # ------------------------------------------------------------------------------------- access
 
     def find(self, gpa: int) -> Region | None:
         """The region that holds an address."""
-        index = bisect_right(self._starts, gpa) - 1
-        if index >= 0:
-            region = self._regions[index]
-            if gpa < region.end:
-                return region
-        return None
+        return self._regions.find(gpa)
 
     def view(self, gpa: int, size_bytes: int) -> memoryview:
         """Writable bytes within one region; MemoryFault where they are not all there."""
@@ -281,7 +255,7 @@ class GuestMemory:
         region = self.find(gpa)
         if region is None or size_bytes > region.end - gpa:
             raise XenError(errno.EINVAL)
-        return SharedBytes(region.host, gpa - region.start, size_bytes)
+        return SharedBytes(region.host, gpa - region.start, size_bytes, Gpa(gpa))
 
     def xen_page(self, page: int, pages: int = 1) -> SharedBytes:
         """The hypervisor's view of one of Xen's own pages, or of several."""
@@ -415,7 +389,7 @@ class GuestMemory:
             raise XenError(errno.ENOSPC)
         self._windows += 1
         start, end = gpa & -WINDOW_BYTES, (gpa & -WINDOW_BYTES) + WINDOW_BYTES
-        taken = [*((known.start, known.end) for known in self._regions), *self._holes]
+        taken = [*((known.start, known.end) for known in self._regions.all), *self._holes]
         for first, last in taken:  # a window must not run into its neighbours, nor hide a device
             if last <= gpa:
                 start = max(start, last)
@@ -426,6 +400,33 @@ class GuestMemory:
             window.absent = bytearray(b"\1" * ((end - start) // PAGE_BYTES))
         return window
 
+    def record(self) -> MemoryRecord:
+        """The layout as data."""
+        with _SHARING, self._lock:
+            by_slot = sorted(self._regions.all, key=lambda region: region.slot)
+            return MemoryRecord(
+                tuple((region.start, region.end - region.start) for region in by_slot),
+                tuple(self._map),
+                tuple((region.start, bytes(region.absent)) for region in by_slot if region.absent is not None),
+                tuple(sorted(self._placed.items())),
+                tuple((gfn, source.owner, at) for gfn, (source, at) in sorted(self._foreign.items())),
+                self._pages,
+                self._maximum_gfn,
+            )
+
+    def restore(self, record: MemoryRecord) -> None:
+        """The same layout, of fresh pages; this one is empty.  Foreign pages are for their users to map again."""
+        with _SHARING, self._lock:
+            for start, size in record.regions:
+                self._add(start, self._memory(size, huge_pages=start in (0, HIGH_RAM_START)))
+            for start, absent in record.absent:
+                region = self.find(start)
+                assert region is not None
+                region.absent = bytearray(absent)
+            self._map, self._pages, self._maximum_gfn = list(record.map), record.pages, record.maximum_gfn
+        for page, gfn in record.placed:
+            self.place_xen_page(gfn, page)
+
     def close(self) -> None:
         """Release everything; the domain's vCPUs have ended and its slots go with its machine."""
         with _SHARING, self._lock:
@@ -434,8 +435,7 @@ class GuestMemory:
                 self._revoke(gfn)
             for gfn in list(self._foreign):
                 self._forget_foreign(gfn)
-            regions, self._regions, self._starts = self._regions, [], []
-            for region in regions:
+            for region in self._regions.take_all():
                 region.host.close()
                 if region.host.file is not None:
                     region.host.file.close()

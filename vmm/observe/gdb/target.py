@@ -10,9 +10,12 @@ from typing import NamedTuple
 
 from vmm.kvm import Exit, GuestDebug
 from vmm.machine.domain import Domain
-from vmm.machine.memory.guest import MemoryFault
+from vmm.machine.hooks import Hooks, Proceed
+from vmm.machine.lifecycle import Hold
 from vmm.machine.memory.paging import PageFault, pieces
+from vmm.machine.memory.regions import MemoryFault
 from vmm.machine.vcpu import Vcpu
+from vmm.xenabi.values import VcpuId
 
 INT3 = b"\xcc"
 HARDWARE_BREAKPOINTS = 4
@@ -58,9 +61,8 @@ class Target:
         self._steps: set[int] = set()
         quiet = domain.vm.can_step_without_interrupts()
         self._step_flags = GuestDebug.BLOCKIRQ if quiet else GuestDebug(0)
-        self._before = [dict(vcpu.exit_handlers) for vcpu in domain.vcpus]
-        for vcpu in domain.vcpus:
-            self._take_exits(vcpu)
+        self._hooks = Hooks(exit=self._on_exit)
+        domain.hooks.attach(self._hooks)
 
     @property
     def vcpus(self) -> list[Vcpu]:
@@ -68,21 +70,18 @@ class Target:
 
     # ------------------------------------------------------------------------------- stop and run
 
-    def _take_exits(self, vcpu: Vcpu) -> None:
-        internal_error = vcpu.exit_handlers[Exit.INTERNAL_ERROR]
-
-        def on_internal_error() -> None:
+    def _on_exit(self, vcpu_id: VcpuId, reason: int, proceed: Proceed) -> None:
+        vcpu = self.vcpus[vcpu_id]
+        if reason == Exit.DEBUG:
+            self._on_debug_exit(vcpu)
+        elif reason == Exit.INTERNAL_ERROR and vcpu.kvm.regs.rip in self._int3:
             # A KVM that emulates kernel code for want of VT-x and AMD-V cannot emulate int3.
-            if vcpu.kvm.regs.rip in self._int3:
-                self._stop(vcpu, Stop(vcpu.id, "swbreak"))
-            else:
-                internal_error()
-
-        vcpu.exit_handlers[Exit.DEBUG] = lambda: self._on_debug_exit(vcpu)
-        vcpu.exit_handlers[Exit.INTERNAL_ERROR] = on_internal_error
+            self._stop(vcpu, Stop(vcpu.id, "swbreak"))
+        else:
+            proceed()
 
     def _stop(self, vcpu: Vcpu, stop: Stop) -> None:
-        vcpu.hold()
+        vcpu.hold(Hold.DEBUGGER)
         self.stops.append(stop)
         os.eventfd_write(self.wake, 1)
 
@@ -105,7 +104,8 @@ class Target:
 
     def stop(self) -> None:
         """Stop all vCPUs."""
-        self.domain.pause()
+        for vcpu in self.vcpus:
+            vcpu.pause(Hold.DEBUGGER)
 
     def run(self, steps: set[int], runs: set[int]) -> None:
         """Let some vCPUs execute one instruction each, others go on; the rest stay where they are."""
@@ -115,7 +115,7 @@ class Target:
             self._apply(vcpu)
         for vcpu in self.vcpus:
             if vcpu.id in steps or vcpu.id in runs:
-                vcpu.resume()
+                vcpu.resume(Hold.DEBUGGER)
 
     def _control(self, vcpu: int) -> GuestDebug:
         control = GuestDebug(0)
@@ -148,12 +148,11 @@ class Target:
         self._hardware.clear()
         self._soft_hardware.clear()
         self.run(set(), {vcpu.id for vcpu in self.vcpus})
-        for vcpu, before in zip(self.vcpus, self._before, strict=False):
-            vcpu.exit_handlers.pop(Exit.DEBUG, None)
-            vcpu.exit_handlers.update(before)
+        self.domain.hooks.detach(self._hooks)
 
     def close(self) -> None:
         """Let go of the descriptor; the guest has ended or been released."""
+        self.domain.hooks.detach(self._hooks)
         os.close(self.wake)
 
     # ------------------------------------------------------------------------------------- memory

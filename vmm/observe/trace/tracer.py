@@ -1,4 +1,4 @@
-"""The tracer: put around a domain before it starts, it makes a record of all that happens and hands it on."""
+"""The tracer: put on a domain, it makes a record of all that happens there and hands it on."""
 
 import time
 from collections.abc import Callable
@@ -6,15 +6,14 @@ from typing import Protocol
 
 from vmm.kvm import Exit as KvmExit
 from vmm.machine.domain import Domain
+from vmm.machine.hooks import Carry, Hooks, Proceed
 from vmm.machine.vcpu import Vcpu
 from vmm.observe.trace.records import Event, Exit, Hypercall, Record, StoreMessage, source_of
-from vmm.xenabi.evtchn import Channel, Watcher
+from vmm.xenabi.evtchn import Channel
 from vmm.xenabi.hypercalls import name_of
 from vmm.xenabi.state import Call
 from vmm.xenabi.transport import PORT
-from vmm.xenabi.values import Domid
-from vmm.xenstore.server import Store
-from vmm.xenstore.service import Xenstore
+from vmm.xenabi.values import Domid, HypercallOutcome, Restart, VcpuId, Wait
 from vmm.xenstore.wire import Message
 
 
@@ -39,18 +38,16 @@ class Tracer:
         """Since it began, seconds."""
         return self.now_ns() / 1e9
 
-    def attach(self, domain: Domain, xenstore: Xenstore) -> None:
-        """Look on from now on; the domain has not started, and its configuration says `observed`."""
-        domain.hypercall = self._around_hypercalls(domain)
-        domain.events.watcher = _EventWatcher(self, domain, domain.events.watcher)
-        for vcpu in domain.vcpus:
-            for reason, handler in list(vcpu.exit_handlers.items()):
-                vcpu.exit_handlers[reason] = self._around_exit(domain, vcpu, reason, handler)
-
-        def watch(store: Store) -> None:
-            store.watcher = self._on_store_message
-
-        xenstore.run(watch)
+    def attach(self, domain: Domain) -> Hooks:
+        """Look on at a domain from now on: the hooks, to be taken off again."""
+        hooks = Hooks(
+            hypercall=self._on_hypercall,
+            exit=_exits(self, domain),
+            event=_EventHook(self, domain),
+            store=self._on_store_message,
+        )
+        domain.hooks.attach(hooks)
+        return hooks
 
     def emit(self, record: Record) -> None:
         """Hand a record on."""
@@ -66,58 +63,59 @@ class Tracer:
         for consumer in self.consumers:
             consumer.close()
 
-    def _around_hypercalls(self, domain: Domain) -> Callable[[Call], int]:
-        inner, clock, epoch, emit, domid = domain.hypercall, time.monotonic_ns, self._epoch, self.emit, domain.domid
+    def _on_hypercall(self, call: Call, carry: Carry) -> HypercallOutcome:
+        vcpu = call.vcpu
+        assert isinstance(vcpu, Vcpu)
+        call.operand = None
+        rip, start = vcpu.kvm.regs.rip, time.monotonic_ns()
+        number = call.number
 
-        def hypercall(call: Call) -> int:
-            number, vcpu = call.number, call.vcpu
-            assert isinstance(vcpu, Vcpu)
-            call.operand = None
-            result: int | None = None
-            rip = vcpu.kvm.regs.rip
-            start = clock()
-            try:
-                result = inner(call)
-                return result
-            finally:
-                end = clock()
-                operand, call.operand = call.operand, None
-                args = call.args  # those of sysctl and its like are known once it has been read
-                emit(
-                    Hypercall(
-                        start - epoch,
-                        domid,
-                        vcpu.id,
-                        name_of(number, args),
-                        number,
-                        args,
-                        operand,
-                        result,
-                        end - start,
-                        rip,
-                    )
-                )
-
-        return hypercall
-
-    def _around_exit(self, domain: Domain, vcpu: Vcpu, reason: int, handler: Callable[[], None]) -> Callable[[], None]:
-        name = KvmExit(reason).name
-        run = vcpu.kvm.run
-
-        def handle() -> None:
-            if (reason == KvmExit.IO and run.io.port == PORT and run.io.direction) or reason == KvmExit.XEN:
-                handler()
-                return
-            start = time.monotonic_ns()
-            detail = _detail(vcpu, reason)
-            handler()
+        def emit(result: int | Restart | None) -> None:
+            # Those arguments of sysctl and its like that are in memory are known once it has been read.
+            known, args, operand = result if isinstance(result, int) else None, call.args, call.operand
             end = time.monotonic_ns()
-            self.emit(Exit(start - self._epoch, domain.domid, vcpu.id, name, detail, end - start))
+            name = name_of(number, args)
+            call.operand = None
+            self.emit(
+                Hypercall(
+                    start - self._epoch, call.domain.domid, vcpu.id, name, number, args, operand, known, end - start, rip
+                )
+            )
 
-        return handle
+        outcome: HypercallOutcome | None = None
+        try:
+            outcome = carry(call)
+        finally:
+            if outcome is None or not isinstance(outcome, Wait):
+                emit(outcome)
+        if not isinstance(outcome, Wait):
+            return outcome
+        wait = outcome
+
+        def finish() -> int | Restart:
+            answer = wait.finish()
+            emit(answer)
+            return answer
+
+        return wait._replace(finish=finish)
 
     def _on_store_message(self, domid: Domid, request: Message, answer: Message) -> None:
         self.emit(StoreMessage(self.now_ns(), domid, request, answer))
+
+
+def _exits(tracer: Tracer, domain: Domain) -> Callable[[VcpuId, int, Proceed], None]:
+    def on_exit(vcpu_id: VcpuId, reason: int, proceed: Proceed) -> None:
+        vcpu = domain.vcpus[vcpu_id]
+        run = vcpu.kvm.run
+        if (reason == KvmExit.IO and run.io.port == PORT and run.io.direction) or reason == KvmExit.XEN:
+            proceed()
+            return
+        start = tracer.now_ns()
+        detail = _detail(vcpu, reason)
+        proceed()
+        tracer.emit(Exit(start, domain.domid, vcpu_id, KvmExit(reason).name, detail, tracer.now_ns() - start))
+
+    return on_exit
 
 
 def _detail(vcpu: Vcpu, reason: int) -> str:
@@ -131,22 +129,21 @@ def _detail(vcpu: Vcpu, reason: int) -> str:
     return ""
 
 
-class _EventWatcher:
-    """Makes records of events, and asks who watched before whether they are delivered."""
+class _EventHook:
+    """Makes records of events."""
 
-    def __init__(self, tracer: Tracer, domain: Domain, before: Watcher | None) -> None:
+    def __init__(self, tracer: Tracer, domain: Domain) -> None:
         self._tracer = tracer
         self._domid = domain.domid
-        self._before = before
 
     def allows(self, channel: Channel) -> bool:
-        if self._before is None or self._before.allows(channel):
-            return True
-        self._emit(channel, told=False, dropped=True)
-        return False
+        return True
 
     def delivered(self, channel: Channel, told: bool) -> None:
         self._emit(channel, told=told, dropped=False)
+
+    def dropped(self, channel: Channel) -> None:
+        self._emit(channel, told=False, dropped=True)
 
     def _emit(self, channel: Channel, *, told: bool, dropped: bool) -> None:
         tracer = self._tracer

@@ -138,7 +138,12 @@ class JsonWriter(Writer):
     """An object a line."""
 
     def _text(self, record: Record) -> str:
-        return json.dumps(as_dict(record, self._symbols)) + "\n"
+        return as_json(record, self._symbols)
+
+
+def as_json(record: Record, symbols: Symbols | None = None) -> str:
+    """A record as a line of JSON."""
+    return json.dumps(as_dict(record, symbols)) + "\n"
 
 
 class PerfettoWriter(Writer):

@@ -3,18 +3,20 @@
 from vmm.xenabi.constants import Hypercall
 from vmm.xenabi.hypercalls.registry import suboperation
 from vmm.xenabi.state import Call
+from vmm.xenabi.values import Restart
 
 CHUNK_BYTES = 4096
 
 
 @suboperation(Hypercall.console_io, 0, "write", names=("count", "buffer"))
-def write(call: Call) -> None:
-    """(CONSOLEIO_write, count, buffer): print `count` bytes."""
+def write(call: Call) -> Restart | None:
+    """(CONSOLEIO_write, count, buffer): print `count` bytes; what is long goes piece by piece."""
     count, buffer = call.args[1] & 0x7FFF_FFFF, call.args[2]
-    while count and not call.vcpu.stop_requested():
-        chunk = min(count, CHUNK_BYTES)
-        call.domain.console_write(call.vcpu.read_virtual(buffer, chunk))
-        buffer, count = buffer + chunk, count - chunk
+    if not count:
+        return None
+    chunk = min(count, CHUNK_BYTES)
+    call.domain.console_write(call.vcpu.read_virtual(buffer, chunk))
+    return Restart((call.args[0], count - chunk, buffer + chunk)) if count > chunk else None
 
 
 @suboperation(Hypercall.console_io, 1, "read", names=("count", "buffer"))

@@ -66,7 +66,7 @@ def describe(call: Call, domain: DomainState) -> DomctlGetdomaininfo:
         tot_pages=domain.memory.pages,
         max_pages=domain.memory.maximum_pages,
         shared_info_frame=_NOWHERE if shared_info is None else shared_info,
-        cpu_time=sum(vcpu.runstate().time_running for vcpu in online),
+        cpu_time=sum(vcpu.clock.runstate().time_running for vcpu in online),
         nr_online_vcpus=len(online),
         max_vcpu_id=len(domain.vcpus) - 1,
         handle=domain.handle,
@@ -98,7 +98,7 @@ def getvcpuinfo(call: Call, op: DomctlGetvcpuinfo) -> None:
     op.cpu, running = vcpu.place()
     running = running or vcpu is call.vcpu
     op.online, op.running, op.blocked = int(vcpu.online), int(vcpu.online and running), int(vcpu.online and not running)
-    op.cpu_time = vcpu.runstate().time_running if vcpu.online else 0
+    op.cpu_time = vcpu.clock.runstate().time_running if vcpu.online else 0
 
 
 @suboperation(OP, 25, "getvcpuaffinity", arg=DomctlVcpuaffinity, out=True)

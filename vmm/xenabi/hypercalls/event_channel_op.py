@@ -30,13 +30,8 @@ OP = Hypercall.event_channel_op
 def bind_interdomain(call: Call, op: EvtchnBindInterdomain) -> None:
     """Bind to a port that another domain has left unbound for the caller, or the caller itself."""
     domain = call.domain
-    if op.remote_dom in (DOMID_SELF, domain.domid):
-        op.local_port = domain.events.bind_loopback(domain.domid, op.remote_port)
-        return
-    remote = domain.hypervisor.find(op.remote_dom)
-    if remote is None:
-        raise XenError(errno.ESRCH)
-    op.local_port = domain.events.bind_remote(domain.domid, remote.events, remote.domid, op.remote_port)
+    remote = domain.domid if op.remote_dom == DOMID_SELF else Domid(op.remote_dom)
+    op.local_port = domain.events.bind_interdomain(remote, op.remote_port)
 
 
 @suboperation(OP, 1, "bind_virq", arg=EvtchnBindVirq, out=True)

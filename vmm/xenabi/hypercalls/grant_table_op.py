@@ -9,6 +9,7 @@ from vmm.xenabi.grant_maps import Mapping
 from vmm.xenabi.hypercalls.registry import suboperation
 from vmm.xenabi.state import Call, DomainState
 from vmm.xenabi.structs import (
+    GnttabCacheFlush,
     GnttabCopy,
     GnttabGetStatusFrames,
     GnttabGetVersion,
@@ -18,7 +19,7 @@ from vmm.xenabi.structs import (
     GnttabSetVersion,
     GnttabUnmapGrantRef,
 )
-from vmm.xenabi.values import Gfn, GrantRef, Restart, XenError
+from vmm.xenabi.values import Gfn, GrantRef, HypercallOutcome, Restart, XenError
 
 OP = Hypercall.grant_table_op
 STATUS_OKAY = 0
@@ -32,8 +33,10 @@ STATUS_BAD_COPY = -10
 STATUS_NO_SPACE = -13
 
 MAP_HOST, MAP_READ_ONLY, MAP_CONTAINS_PTE = 1 << 1, 1 << 2, 1 << 4
+CACHE_CLEAN, CACHE_INVALIDATE, CACHE_SOURCE_IS_GREF = 1, 2, 1 << 31
+_CACHE_OPERATIONS = CACHE_CLEAN | CACHE_INVALIDATE | CACHE_SOURCE_IS_GREF
 COPY_SOURCE_IS_GRANT, COPY_DEST_IS_GRANT = 1, 2
-AT_A_TIME = 512
+AT_A_TIME = 128
 
 
 @suboperation(OP, 6, "query_size", arg=GnttabQuerySize, out=True)
@@ -106,6 +109,36 @@ def get_version(call: Call, op: GnttabGetVersion) -> None:
     op.version = call.domain.grants.version
 
 
+@suboperation(OP, 12, "cache_flush", names=("uop", "count"))
+def cache_flush(call: Call) -> HypercallOutcome:
+    """Flush the CPU's caches for parts of pages; only for a page of another domain's that has been mapped here.
+
+    There is nothing to flush where devices see what the CPUs do, so this answers and does no more.
+    """
+    count, size = call.args[2] & 0xFFFF_FFFF, GnttabCacheFlush.sizeof(call.abi)
+    for done in range(count):
+        if done == AT_A_TIME:
+            return Restart((call.args[0], call.args[1] + done * size, count - done))
+        address = call.args[1] + done * size
+        op = GnttabCacheFlush.unpack(call.vcpu.read_virtual(address, size), call.abi)
+        _flush(call.domain, op)
+    return 0
+
+
+def _flush(domain: DomainState, op: GnttabCacheFlush) -> None:
+    if op.offset >= PAGE_BYTES or op.length > PAGE_BYTES or op.offset + op.length > PAGE_BYTES:
+        raise XenError(errno.EINVAL)
+    if op.op & ~_CACHE_OPERATIONS:
+        raise XenError(errno.EINVAL)
+    if not op.length or not op.op:
+        return
+    if op.op & CACHE_SOURCE_IS_GREF:
+        raise XenError(errno.EOPNOTSUPP)
+    if op.dev_bus_addr // PAGE_BYTES > domain.hypervisor.highest_page:
+        raise XenError(errno.EINVAL)
+    raise XenError(errno.EPERM)  # a page of the host's, which no guest knows by its address
+
+
 # -------------------------------------------------------------------------- using what others have granted
 
 
@@ -120,13 +153,13 @@ class _Refused(Exception):
         self.status = status
 
 
-def _each(call: Call, kind: type[Operand], action: Callable[[Operand], None]) -> int:
+def _each(call: Call, kind: type[Operand], action: Callable[[Operand], None]) -> HypercallOutcome:
     """Carry out a list of operations (address, count), each with a status of its own; a long list gives way."""
     command, address, count = call.args[0], call.args[1], call.args[2] & 0xFFFF_FFFF
     size = kind.sizeof(call.abi)
     for done in range(count):
         if done == AT_A_TIME or (done and call.vcpu.stop_requested()):
-            raise Restart(command, address + done * size, count - done)
+            return Restart((command, address + done * size, count - done))
         place = address + done * size
         operation = kind.unpack(call.vcpu.read_virtual(place, size), call.abi)
         try:
@@ -156,7 +189,7 @@ def _acquire(domain: DomainState, granter: DomainState, ref: int, *, write: bool
 
 
 @suboperation(OP, 0, "map_grant_ref", names=("uop", "count"))
-def map_grant_ref(call: Call) -> int:
+def map_grant_ref(call: Call) -> HypercallOutcome:
     """Show granted pages at gfns of the caller's: what is behind `uop` is a list."""
     domain = call.domain
 
@@ -175,7 +208,7 @@ def map_grant_ref(call: Call) -> int:
                 pass
         handle = None
         if status == STATUS_OKAY:
-            handle = domain.grant_maps.add(Mapping(granter.grants, GrantRef(op.ref), place, write))
+            handle = domain.grant_maps.add(Mapping(granter.domid, GrantRef(op.ref), place, write))
         if handle is None:
             if status == STATUS_OKAY:
                 domain.memory.unmap_foreign(place)
@@ -188,7 +221,7 @@ def map_grant_ref(call: Call) -> int:
 
 
 @suboperation(OP, 1, "unmap_grant_ref", names=("uop", "count"))
-def unmap_grant_ref(call: Call) -> int:
+def unmap_grant_ref(call: Call) -> HypercallOutcome:
     """End such mappings."""
     domain = call.domain
 
@@ -197,7 +230,7 @@ def unmap_grant_ref(call: Call) -> int:
         if mapping is None:
             raise _Refused(STATUS_BAD_HANDLE)
         domain.memory.unmap_foreign(mapping.gfn)
-        mapping.grants.release(mapping.ref, write=mapping.write)
+        domain.grant_maps.end(mapping)
 
     return _each(call, GnttabUnmapGrantRef, unmap_one)
 
@@ -212,7 +245,7 @@ class _End(NamedTuple):
 
 
 @suboperation(OP, 5, "copy", names=("uop", "count"))
-def copy(call: Call) -> int:
+def copy(call: Call) -> HypercallOutcome:
     """Copy bytes between pages, granted or one's own."""
     domain = call.domain
 

@@ -16,14 +16,23 @@ from vmm.xenabi.structs import (
     MemoryReservation,
     RemoveFromPhysmap,
 )
-from vmm.xenabi.values import Gfn, Restart, XenError
+from vmm.xenabi.values import Gfn, HypercallOutcome, Restart, XenError
 
 OP = Hypercall.memory_op
 START_SHIFT = 6  # MEMOP_EXTENT_SHIFT: above it, the command says where a continued call goes on
 MAX_EXTENT_ORDER = 9  # what Xen allows a domU
-PAGES_AT_A_TIME = 4096
+PAGES_AT_A_TIME = 512
+FOREIGN_PAGES_AT_A_TIME = 64
 E820_ENTRY = struct.Struct("<QQI")
 MAX_MAP_ENTRIES = 128
+
+
+@suboperation(OP, 2, "maximum_ram_page")
+def maximum_ram_page(call: Call) -> int:
+    """The number of the host's last page, which every guest may know."""
+    if call.args[0] >> START_SHIFT:
+        raise XenError(errno.EINVAL)
+    return call.domain.hypervisor.highest_page
 
 
 @suboperation(OP, 3, "current_reservation", arg=MemoryDomain)
@@ -46,18 +55,18 @@ def increase_reservation(call: Call, op: MemoryReservation) -> int:
 
 
 @suboperation(OP, 1, "decrease_reservation", arg=MemoryReservation)
-def decrease_reservation(call: Call, op: MemoryReservation) -> int:
+def decrease_reservation(call: Call, op: MemoryReservation) -> HypercallOutcome:
     """Give extents of pages back to the host: how many were."""
     return _each_extent(call, op, target_of(call, op.domid).memory.release)
 
 
 @suboperation(OP, 6, "populate_physmap", arg=MemoryReservation)
-def populate_physmap(call: Call, op: MemoryReservation) -> int:
+def populate_physmap(call: Call, op: MemoryReservation) -> HypercallOutcome:
     """Fresh pages where there are none: how many extents got them."""
     return _each_extent(call, op, target_of(call, op.domid).memory.populate)
 
 
-def _each_extent(call: Call, op: MemoryReservation, action: Callable[[Gfn], bool]) -> int:
+def _each_extent(call: Call, op: MemoryReservation, action: Callable[[Gfn], bool]) -> HypercallOutcome:
     """Do it for every page of the listed extents, from the one that the command's upper bits name, up to a failure."""
     start, word = call.args[0] >> START_SHIFT, int(call.abi)
     if op.extent_order > MAX_EXTENT_ORDER:
@@ -65,7 +74,7 @@ def _each_extent(call: Call, op: MemoryReservation, action: Callable[[Gfn], bool
     pages = 1 << op.extent_order
     for done in range(start, op.nr_extents):
         if (done - start) * pages >= PAGES_AT_A_TIME or (done > start and call.vcpu.stop_requested()):
-            raise Restart(call.args[0] & (1 << START_SHIFT) - 1 | done << START_SHIFT)
+            return _go_on(call, done)
         try:
             first = int.from_bytes(call.vcpu.read_virtual(op.extent_start + done * word, word), "little")
         except XenError:
@@ -73,6 +82,11 @@ def _each_extent(call: Call, op: MemoryReservation, action: Callable[[Gfn], bool
         if first % pages or not all(action(Gfn(first + index)) for index in range(pages)):
             return done
     return op.nr_extents
+
+
+def _go_on(call: Call, done: int) -> Restart:
+    """Issue the call again, for what comes behind the first `done` items of its list."""
+    return Restart((call.args[0] & (1 << START_SHIFT) - 1 | done << START_SHIFT,))
 
 
 @suboperation(OP, 14, "maximum_gpfn", arg=MemoryDomain)
@@ -90,14 +104,17 @@ def add_to_physmap(call: Call, op: AddToPhysmap) -> None:
 
 
 @suboperation(OP, 23, "add_to_physmap_batch", arg=AddToPhysmapBatch)
-def add_to_physmap_batch(call: Call, op: AddToPhysmapBatch) -> None:
-    """The same for a list; each item gets an errno of its own."""
+def add_to_physmap_batch(call: Call, op: AddToPhysmapBatch) -> Restart | None:
+    """The same for a list; each item gets an errno of its own.  A long list is gone through piece by piece."""
     target = target_of(call, op.domid)
     word = int(call.abi)
     code = "<Q" if call.abi is Abi.X86_64 else "<I"
-    for item in range(op.size):
-        if call.vcpu.stop_requested():
-            return
+    start = call.args[0] >> START_SHIFT
+    if op.size < start:
+        raise XenError(errno.EILSEQ)
+    for item in range(start, op.size):
+        if item - start == FOREIGN_PAGES_AT_A_TIME or (item > start and call.vcpu.stop_requested()):
+            return _go_on(call, item)
         index, gpfn = (
             struct.unpack(code, call.vcpu.read_virtual(base + item * word, word))[0] for base in (op.idxs, op.gpfns)
         )
@@ -107,6 +124,7 @@ def add_to_physmap_batch(call: Call, op: AddToPhysmapBatch) -> None:
         except XenError as error:
             result = -error.code
         call.vcpu.write_virtual(op.errs + item * 4, struct.pack("<i", result))
+    return None
 
 
 def _place(call: Call, domain: DomainState, space: int, index: int, gpfn: int, foreign: int) -> None:

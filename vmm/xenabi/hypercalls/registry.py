@@ -3,8 +3,8 @@
     @suboperation(Hypercall.event_channel_op, 4, "send", arg=EvtchnSend)
     def send(call: Call, op: EvtchnSend) -> None: ...
 
-A handler answers an int (None is 0) or raises XenError.  `arg` names the structure behind a pointer argument, read once
-before the handler runs; `out` writes it back after one that did not fail.
+A handler answers an int (None is 0), a Restart or a Wait, or raises XenError.  `arg` names the structure behind a pointer
+argument, read once before the handler runs; `out` writes it back after one that did not fail.
 """
 
 import errno
@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, cast
 from vmm.xenabi.constants import DOMID_SELF, Hypercall
 from vmm.xenabi.cstruct import Struct
 from vmm.xenabi.state import Call, DomainState
-from vmm.xenabi.values import XenError
+from vmm.xenabi.values import HypercallOutcome, XenError
 
-Handler = Callable[..., int | None]
+Handler = Callable[..., HypercallOutcome | None]
 
 
 class Entry(NamedTuple):
@@ -135,7 +135,7 @@ def name_of(number: int, args: tuple[int, ...]) -> str:
     return f"{base}.{args[0] & group.mask}" if isinstance(group, Suboperations) else base
 
 
-def _invoke(call: Call) -> int:
+def _invoke(call: Call) -> HypercallOutcome:
     if call.number in PRIVILEGED and not call.domain.privileged:
         raise XenError(errno.EPERM)
     found = TABLE.get(call.number)
@@ -177,7 +177,7 @@ def unfold(call: Call) -> None:
     call.header = header
 
 
-def _control(call: Call, group: Controls) -> int:
+def _control(call: Call, group: Controls) -> HypercallOutcome:
     unfold(call)
     header: Any = call.header
     if header.interface_version != group.version:
@@ -196,8 +196,8 @@ def _control(call: Call, group: Controls) -> int:
     return result
 
 
-def dispatch(call: Call) -> int:
-    """Carry out one hypercall: what goes to RAX, as a signed number."""
+def dispatch(call: Call) -> HypercallOutcome:
+    """Carry out one hypercall: what goes to RAX, as a signed number, or what has to be done before that is known."""
     try:
         return _invoke(call)
     except XenError as error:

@@ -7,10 +7,9 @@ from vmm.xenabi.constants import Hypercall, ShutdownReason
 from vmm.xenabi.hypercalls.registry import suboperation
 from vmm.xenabi.state import Call
 from vmm.xenabi.structs import SchedPoll, SchedShutdown
-from vmm.xenabi.values import XenError
+from vmm.xenabi.values import Wait, XenError
 
 MAX_POLLED_PORTS = 128
-LONGEST_POLL_S = 1e6
 UPCALL_MASK_OFFSET = 1  # vcpu_info.evtchn_upcall_mask
 
 
@@ -20,24 +19,21 @@ def yield_(call: Call) -> None:
 
 
 @suboperation(Hypercall.sched_op, 1, "block")
-def block(call: Call) -> None:
+def block(call: Call) -> Wait:
     """Let events in, and sleep until there is one."""
     if call.vcpu.info is not None:
         call.vcpu.info.write(UPCALL_MASK_OFFSET, b"\0")
-    call.domain.events.block(call.vcpu)
+    return call.domain.events.block(call.vcpu)
 
 
 @suboperation(Hypercall.sched_op, 3, "poll", arg=SchedPoll)
-def poll(call: Call, op: SchedPoll) -> None:
+def poll(call: Call, op: SchedPoll) -> Wait:
     """Sleep until one of some ports is pending, or a system time has come (0: never)."""
     if op.nr_ports > MAX_POLLED_PORTS:
         raise XenError(errno.EINVAL)
     domain = call.domain
     ports = struct.unpack(f"<{op.nr_ports}I", call.vcpu.read_virtual(op.ports, 4 * op.nr_ports)) if op.nr_ports else ()
-    timeout_s = None
-    if op.timeout:
-        timeout_s = min(max(op.timeout - domain.system_time_ns(), 0) / 1e9, LONGEST_POLL_S)
-    domain.events.poll(call.vcpu, ports, timeout_s)
+    return domain.events.poll(call.vcpu, ports, op.timeout or None)
 
 
 @suboperation(Hypercall.sched_op, 2, "shutdown", arg=SchedShutdown)

@@ -13,4 +13,4 @@ def set_timer_op(call: Call) -> None:
         deadline = call.args[0]
     else:
         deadline = call.args[0] | call.args[1] << 32
-    call.vcpu.set_timer(deadline or None)
+    call.vcpu.clock.set_timer(deadline or None)

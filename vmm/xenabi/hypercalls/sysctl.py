@@ -2,6 +2,7 @@
 
 import errno
 import struct
+from collections.abc import Iterator
 
 from vmm.xenabi.constants import PAGE_BYTES, EvtchnStatusKind, Hypercall
 from vmm.xenabi.hypercalls.domctl import describe, write_bitmap
@@ -26,11 +27,10 @@ from vmm.xenabi.toolstack_structs import (
     SysctlReadconsole,
     SysctlSchedId,
 )
-from vmm.xenabi.values import XenError
+from vmm.xenabi.values import Restart, XenError
 
 OP = Hypercall.sysctl
 VERSION = 0x15
-MAX_KEYS = 4096
 MAX_DEVICES = 64
 _CAN_HVM, _CAN_HAP, _GRANTS_V1, _GRANTS_V2 = 1 << 0, 1 << 3, 1 << 8, 1 << 9
 _SCHEDULER_UNKNOWN = 0  # the host's own schedules vCPUs, which is none of Xen's
@@ -85,11 +85,14 @@ def getdomaininfolist(call: Call, op: SysctlGetdomaininfolist) -> None:
     op.num_domains = count
 
 
-@suboperation(OP, 7, "debug_keys", arg=SysctlDebugKeys)
-def debug_keys(call: Call, op: SysctlDebugKeys) -> None:
-    """Write something to the log, by keys."""
-    for key in call.vcpu.read_virtual(op.keys, min(op.nr_keys, MAX_KEYS)):
-        _press(_hypervisor(call), chr(key))
+@suboperation(OP, 7, "debug_keys", arg=SysctlDebugKeys, out=True)
+def debug_keys(call: Call, op: SysctlDebugKeys) -> Restart | None:
+    """Write something to the log, by keys; one at a time, with what is left of them in the caller's structure."""
+    if not op.nr_keys:
+        return None
+    _press(_hypervisor(call), chr(call.vcpu.read_virtual(op.keys, 1)[0]))
+    op.keys, op.nr_keys = op.keys + 1, op.nr_keys - 1
+    return Restart(()) if op.nr_keys else None
 
 
 @suboperation(OP, 8, "getcpuinfo", arg=SysctlGetcpuinfo, out=True)
@@ -165,43 +168,42 @@ def _press(hypervisor: HypervisorState, key: str) -> None:
         hypervisor.log.note(f"'{shown}' pressed -> no handler")
         return
     meaning, show = found
-    hypervisor.log.note(f"'{key}' pressed -> {meaning}")
-    show(hypervisor)
+    hypervisor.log.note(f"'{key}' pressed -> {meaning}", *show(hypervisor))
 
 
-def _help(hypervisor: HypervisorState) -> None:
+def _help(hypervisor: HypervisorState) -> Iterator[str]:
     for key, (meaning, _) in sorted(_KEYS.items()):
-        hypervisor.log.note(f" key '{key}' (ascii '{ord(key):02x}') => {meaning}")
+        yield f" key '{key}' (ascii '{ord(key):02x}') => {meaning}"
 
 
-def _dump_domains(hypervisor: HypervisorState) -> None:
+def _dump_domains(hypervisor: HypervisorState) -> Iterator[str]:
     for domain in hypervisor.domains():
-        hypervisor.log.note(f"General information for domain {domain.domid}:")
-        hypervisor.log.note(f"    nr_pages={domain.memory.pages} max_pages={domain.memory.maximum_pages}")
+        yield f"General information for domain {domain.domid}:"
+        yield f"    nr_pages={domain.memory.pages} max_pages={domain.memory.maximum_pages}"
         for vcpu in domain.vcpus:
             cpu, running = vcpu.place()
             state = f"CPU{cpu}" if vcpu.online else "offline"
-            hypervisor.log.note(f"    VCPU{vcpu.id}: {state} [has={'T' if running else 'F'}]")
+            yield f"    VCPU{vcpu.id}: {state} [has={'T' if running else 'F'}]"
 
 
-def _dump_ports(hypervisor: HypervisorState) -> None:
+def _dump_ports(hypervisor: HypervisorState) -> Iterator[str]:
     for domain in hypervisor.domains():
-        hypervisor.log.note(f"Event channel information for domain {domain.domid}:")
+        yield f"Event channel information for domain {domain.domid}:"
         for channel in domain.events.channels():
             more = ""
             if channel.kind is EvtchnStatusKind.interdomain:
                 more = f" d={channel.remote_domid} p={channel.remote_port}"
             elif channel.kind is EvtchnStatusKind.virq:
                 more = f" v={channel.virq}"
-            hypervisor.log.note(f"    {channel.port:4} s={channel.kind.value} n={channel.vcpu}{more}")
+            yield f"    {channel.port:4} s={channel.kind.value} n={channel.vcpu}{more}"
 
 
-def _dump_grants(hypervisor: HypervisorState) -> None:
+def _dump_grants(hypervisor: HypervisorState) -> Iterator[str]:
     for domain in hypervisor.domains():
         grants = domain.grants.in_use()
-        hypervisor.log.note(f"grant-table for remote d{domain.domid} (v{domain.grants.version}): {len(grants)} in use")
+        yield f"grant-table for remote d{domain.domid} (v{domain.grants.version}): {len(grants)} in use"
         for ref in grants:
-            hypervisor.log.note(f"[{ref:#x}]")
+            yield f"[{ref:#x}]"
 
 
 _KEYS = {

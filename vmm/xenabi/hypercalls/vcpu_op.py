@@ -84,14 +84,14 @@ def is_up(call: Call) -> int:
 @suboperation(OP, 4, "get_runstate_info", arg=RunstateInfo, at=2, out=True, names=("vcpuid",))
 def get_runstate_info(call: Call, op: RunstateInfo) -> None:
     """How the vCPU has spent its time."""
-    for name, value in _target(call).runstate()._asdict().items():
+    for name, value in _target(call).clock.runstate()._asdict().items():
         setattr(op, name, value)
 
 
 @suboperation(OP, 5, "register_runstate_memory_area", arg=RegisterArea, at=2, names=("vcpuid",))
 def register_runstate_memory_area(call: Call, op: RegisterArea) -> None:
     """Keep a copy of the run state at a guest-virtual address."""
-    _target(call).keep_runstate(op.addr, call.abi, call.vcpu)
+    _target(call).clock.keep_runstate(op.addr, call.abi, call.vcpu)
 
 
 @suboperation(OP, 6, "set_periodic_timer", arg=SetPeriodicTimer, at=2, names=("vcpuid",))
@@ -99,13 +99,13 @@ def set_periodic_timer(call: Call, op: SetPeriodicTimer) -> None:
     """VIRQ_TIMER every so many nanoseconds, at the least 1 ms."""
     if not MIN_PERIOD_NS <= op.period_ns < MAX_PERIOD_NS:
         raise XenError(errno.EINVAL)
-    _own(call).set_periodic_timer(op.period_ns)
+    _own(call).clock.set_periodic_timer(op.period_ns)
 
 
 @suboperation(OP, 7, "stop_periodic_timer", names=("vcpuid",))
 def stop_periodic_timer(call: Call) -> None:
     """No more of them."""
-    _own(call).set_periodic_timer(None)
+    _own(call).clock.set_periodic_timer(None)
 
 
 @suboperation(OP, 8, "set_singleshot_timer", arg=SetSingleshotTimer, at=2, names=("vcpuid",))
@@ -114,13 +114,13 @@ def set_singleshot_timer(call: Call, op: SetSingleshotTimer) -> None:
     vcpu = _own(call)
     if op.flags & VCPU_SSHOTTMR_FUTURE and op.timeout_abs_ns < call.domain.system_time_ns():
         raise XenError(errno.ETIME)
-    vcpu.set_timer(op.timeout_abs_ns)
+    vcpu.clock.set_timer(op.timeout_abs_ns)
 
 
 @suboperation(OP, 9, "stop_singleshot_timer", names=("vcpuid",))
 def stop_singleshot_timer(call: Call) -> None:
     """Disarm it."""
-    _own(call).set_timer(None)
+    _own(call).clock.set_timer(None)
 
 
 @suboperation(OP, 10, "register_vcpu_info", arg=RegisterVcpuInfo, at=2, names=("vcpuid",))
@@ -143,4 +143,4 @@ def get_physid(call: Call, op: GetPhysid) -> None:
 @suboperation(OP, 13, "register_vcpu_time_memory_area", arg=RegisterTimeArea, at=2, names=("vcpuid",))
 def register_vcpu_time_memory_area(call: Call, op: RegisterTimeArea) -> None:
     """Keep a second copy of the vCPU's time at a guest-virtual address: for a clock that user code reads."""
-    _target(call).keep_time(op.addr, call.vcpu)
+    _target(call).clock.keep_time(op.addr, call.vcpu)

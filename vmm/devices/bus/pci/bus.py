@@ -36,20 +36,44 @@ class PciBus:
         self._address = 0
         self._functions: dict[int, Function] = {0: Function(HOST_BRIDGE)}
         self._placed: dict[int, dict[int, int]] = {0: {}}
+        self._firmwares: dict[int, dict[int, int]] = {}
+        """Where each slot's BARs were put at first."""
+        self._spare: dict[int, list[int]] = {}
+        """Addresses that BARs of a size have had whose function is gone."""
 
     def plug(self, function: Function) -> int:
-        """Put a function into the next slot, its BARs into the window: the slot.  Before the domain starts; NoSlot."""
+        """Put a function into the first free slot, its BARs into the window: the slot.  NoSlot.
+
+        A guest that runs finds it when it looks again (Linux: /sys/bus/pci/rescan).
+        """
         with self._lock:
-            slot = max(self._functions) + 1
-            if slot == SLOTS:
+            slot = next((number for number in range(SLOTS) if number not in self._functions), None)
+            if slot is None:
                 raise NoSlot
             for number, bar in function.bars.items():
+                spare = self._spare.get(bar.size_bytes)
+                if spare:
+                    function.set_bar(number, spare.pop())
+                    continue
                 self._top = (self._top - bar.size_bytes) & -bar.size_bytes
                 function.set_bar(number, self._top)
+            self._firmwares[slot] = function.places(on=True)
             function.enable_memory()
             self._functions[slot], self._placed[slot] = function, {}
             self._place(slot, function)
             return slot
+
+    def unplug(self, function: Function) -> None:
+        """Take a function away: its slot is empty from now on."""
+        with self._lock:
+            slot = next((number for number, known in self._functions.items() if known is function), None)
+            if slot is None:
+                return
+            for number, address in self._placed.pop(slot).items():
+                self._mmio.disown(function.bars[number].device, address)
+            for number, address in self._firmwares.pop(slot).items():
+                self._spare.setdefault(function.bars[number].size_bytes, []).append(address)
+            del self._functions[slot]
 
     def has(self, bus: int, devfn: int) -> bool:
         """Whether a function is there."""

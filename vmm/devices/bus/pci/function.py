@@ -94,9 +94,9 @@ class Function:
             if index in self._watched:
                 self._watched[index]()
 
-    def places(self) -> dict[int, int]:
-        """Where its BARs are now, while memory space is on."""
-        if not self._bytes[_COMMAND] & MEMORY_SPACE:
+    def places(self, *, on: bool = False) -> dict[int, int]:
+        """Where its BARs are now, while memory space is on, or `on` says that it does not matter."""
+        if not on and not self._bytes[_COMMAND] & MEMORY_SPACE:
             return {}
         return {number: self.get(_BAR0 + 4 * number, 4) & ~0xF for number in self.bars}
 

@@ -27,6 +27,9 @@ class Line(Protocol):
         ...
 
     def send(self) -> None: ...
+    def close(self) -> None:
+        """Nobody needs it any more."""
+        ...
 
 
 class MsiX:
@@ -82,6 +85,11 @@ class MsiX:
                 self._pending |= 1 << vector
             else:
                 self._lines[vector].send()
+
+    def close(self) -> None:
+        """The function is gone, and gives its lines back."""
+        for line in self._lines:
+            line.close()
 
     def read_mmio(self, offset: int, size_bytes: int) -> int:
         with self._lock:

@@ -1,0 +1,93 @@
+"""The commands on a running guest: one row each, from which the parser, completion and the manual page follow."""
+
+import sys
+from typing import Any, NamedTuple
+
+from vmm.errors import ExitStatus
+
+
+class Word(NamedTuple):
+    """One argument of a command; `name` is its key in the request."""
+
+    name: str
+    help: str
+    type: type = str
+    metavar: str = ""
+    required: bool = True
+
+
+class Command(NamedTuple):
+    """One command: its name is the request's, too."""
+
+    name: str
+    help: str
+    words: tuple[Word, ...] = ()
+    examples: tuple[str, ...] = ("",)
+    flags: tuple[tuple[str, str], ...] = ()
+
+
+_FORCE = (("--force", "whether or not the guest lets it go"),)
+COMMANDS: list[Command] = [
+    Command("shutdown", "ask a guest's kernel to power off"),
+    Command("reboot", "ask a guest's kernel to reboot"),
+    Command("destroy", "stop a guest at once"),
+    Command("pause", "stop a guest's vCPUs; its devices go on"),
+    Command("unpause", "let a paused guest go on"),
+    Command("console", "use a guest's console on this terminal; Ctrl-] leaves it"),
+    Command("sysrq", "send a guest's kernel a SysRq key", (Word("key", "one letter or digit"),), (" t",)),
+    Command(
+        "set-memory", "have a guest balloon to so much RAM",
+        (Word("size", "512M; at most what it started with"),), (" 256M",),
+    ),
+    Command("set-vcpus", "plug a guest's vCPUs in or out", (Word("count", "how many it is to use", int),), (" 2",)),
+    Command(
+        "attach-disk", "give a running guest a disk", (Word("spec", "as for run --disk"),), (" data.img,ro",),
+    ),
+    Command(
+        "detach-disk", "take a disk away again", (Word("device", "xvdb, say", metavar="DISK"),), (" xvdb",), _FORCE,
+    ),
+    Command("attach-net", "give a running guest a network card", (Word("spec", "as for run --net"),), (" user",)),
+    Command(
+        "detach-net", "take a network card away again",
+        (Word("device", "0 for the first", metavar="NUMBER"),), (" 0",), _FORCE,
+    ),
+    Command("attach-share", "give a running guest a folder", (Word("spec", "as for run --share"),), (" src,ro",)),
+    Command(
+        "detach-share", "take a folder away again", (Word("device", "0 for the first", metavar="NUMBER"),), (" 0",), _FORCE,
+    ),
+    Command(
+        "trace", "print what a running guest does as it happens, until interrupted, like strace -p",
+        (Word("filter", "as for run --trace (default: all)", required=False),), ("", " grant_table_op,failed"),
+        (("--json", "JSON lines"),),
+    ),
+    Command(
+        "stats", "count what a running guest does, until interrupted, and print the counts",
+        (Word("seconds", "how long (default: until interrupted)", float, required=False),), ("", " 10"),
+    ),
+    Command(
+        "gdb", "let GDB attach to a running guest",
+        (Word("where", "PORT, ADDRESS:PORT or unix:PATH, as for run --gdb"),), (" 1234", " unix:/tmp/gdb"),
+    ),
+]  # fmt: skip
+
+
+def control(command: str, values: dict[str, Any]) -> int:
+    """Carry out one of them, or `list`: the exit status.  PyvmmError."""
+    from vmm.control.client import Control, print_list
+
+    if command == "list":
+        print_list(as_json=values["json"])
+        return ExitStatus.POWERED_OFF
+    row = next(row for row in COMMANDS if row.name == command)
+    words = {word.name: values[word.name] for word in row.words if values[word.name] is not None}
+    words |= {flag.lstrip("-"): True for flag, _ in row.flags if values[flag.lstrip("-")]}
+    with Control(values["guest"]) as connection:
+        if command == "console":
+            return connection.console()
+        if command in ("trace", "stats"):
+            return connection.follow(command, words)
+        answer = connection.ask(command, **words)
+        if answer is not None:
+            print(answer)
+        sys.stdout.flush()
+    return ExitStatus.POWERED_OFF

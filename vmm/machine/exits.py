@@ -1,0 +1,201 @@
+"""What a vCPU's thread does when KVM has left the guest: ports, addresses, MSRs, hypercalls, and what ends a domain.
+
+Owned by the vCPU's thread.
+"""
+
+import errno
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from vmm.kvm import Exit
+from vmm.machine.memory.regions import MemoryFault
+from vmm.machine.parts import VcpuHost, VcpuThread
+from vmm.xenabi.constants import HYPERCALL_MSR, PAGE_BYTES
+from vmm.xenabi.cstruct import Abi
+from vmm.xenabi.state import Call
+from vmm.xenabi.transport import INSTRUCTION_BYTES, PORT, hypercall_page
+from vmm.xenabi.values import Restart, Wait
+from vmm.xenabi.vcpu_context import CR0_PE
+
+_VMCALL_BYTES = 3
+_EPERM = (1 << 64) - errno.EPERM
+_ENOSYS = (1 << 64) - errno.ENOSYS
+_RESET_RIP, _RESET_CS = 0xFFF0, 0xF000
+_KVM_ERRORS = {
+    1: "KVM could not emulate an instruction",
+    2: "too many exceptions at once",
+    3: "an exit while delivering an event",
+}
+
+
+class WaitingThread(VcpuThread, Protocol):
+    """A vCPU whose hypercalls may wait."""
+
+    def wait(self, wait: Wait) -> None:
+        """Until the condition holds, or the deadline has come, or somebody wants the vCPU for something else."""
+        ...
+
+    def settle(self) -> None:
+        """Let KVM complete the instruction that it has left the guest for, and no more."""
+        ...
+
+
+class Exits:
+    """The exits of one vCPU.  `handlers` has a function for each."""
+
+    def __init__(self, vcpu: WaitingThread, host: VcpuHost, call: Call) -> None:
+        self._vcpu = vcpu
+        self._host = host
+        self._id = vcpu.id
+        self._kvm = vcpu.kvm
+        self._call = call
+        run = self._kvm.run
+        self._io, self._mmio, self._msr, self._hcall = run.io, run.mmio, run.msr, run.xen.u.hcall
+        self._eoi = run.eoi
+        self._cs, self._ss = self._kvm.sregs.cs, self._kvm.sregs.ss
+        self.handlers: dict[int, Callable[[], None]] = {
+            Exit.IO: self._port,
+            Exit.XEN: self._xen,
+            Exit.MMIO: self._mmio_access,
+            Exit.IOAPIC_EOI: self._end_of_interrupt,
+            Exit.X86_RDMSR: self._read_msr,
+            Exit.X86_WRMSR: self._write_msr,
+            Exit.SHUTDOWN: self._triple_fault,
+            Exit.INTERNAL_ERROR: self._internal_error,
+            Exit.FAIL_ENTRY: self._fail_entry,
+        }
+
+    def close(self) -> None:
+        """Let go of the run area; the vCPU's thread has ended."""
+        self._io = self._mmio = self._msr = self._hcall = self._cs = self._ss = None
+
+    def _port(self) -> None:
+        io = self._io
+        port = io.port
+        if port == PORT and io.direction:
+            self._hypercall_by_port()
+            return
+        size, offset = io.size, io.data_offset
+        data = self._kvm.data(offset, size * io.count)
+        for start in range(0, size * io.count, size):
+            if io.direction:
+                self._host.ports.write(port, size, int.from_bytes(data[start : start + size], "little"))
+            else:
+                data[start : start + size] = self._host.ports.read(port, size).to_bytes(size, "little")
+        data.release()
+
+    def _mmio_access(self) -> None:
+        access = self._mmio
+        address, size = access.phys_addr, access.len
+        if access.is_write:
+            self._host.mmio.write(address, size, int.from_bytes(bytes(access.data)[:size], "little"))
+        else:
+            access.data = self._host.mmio.read(address, size).to_bytes(8, "little")
+
+    def _end_of_interrupt(self) -> None:
+        self._host.end_of_interrupt(self._eoi.vector)
+
+    def _read_msr(self) -> None:
+        msr = self._msr
+        msr.error, msr.data = int(msr.index != HYPERCALL_MSR), 0  # Xen's reads as 0; the others are not there
+
+    def _write_msr(self) -> None:
+        msr = self._msr
+        if msr.index == HYPERCALL_MSR and not msr.data & (PAGE_BYTES - 1):
+            try:
+                self._host.memory.write(msr.data, hypercall_page())
+            except MemoryFault:
+                msr.error = 1
+            else:
+                self._host.hypercall_page_written()
+                msr.error = 0
+        else:
+            msr.error = 1
+
+    def _triple_fault(self) -> None:
+        text = "triple fault"
+        if self._kvm.regs.rip == _RESET_RIP and self._cs.selector == _RESET_CS:
+            text += " (AMD-V keeps no state after one: the registers are those of the reset that KVM made of it)"
+        self._host.crash(text, self._id)
+
+    def _internal_error(self) -> None:
+        suberror = self._kvm.run.internal.suberror
+        self._host.crash(_KVM_ERRORS.get(suberror, f"KVM internal error {suberror}"), self._id)
+
+    def _fail_entry(self) -> None:
+        reason = self._kvm.run.fail_entry.hardware_entry_failure_reason
+        self._host.crash(f"the CPU refused to enter the guest (hardware reason {reason:#x})", self._id)
+
+    # ----------------------------------------------------------------------------------- hypercalls
+
+    def _hypercall_by_port(self) -> None:
+        regs = self._kvm.regs
+        call = self._call
+        if self._ss.dpl:
+            self._host.refused_hypercall()
+            regs.rax = _EPERM
+        elif self._cs.l:
+            call.abi, call.number = Abi.X86_64, regs.rax & 0xFFFF_FFFF
+            call.args = (regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9)
+            result = self._answer(call, INSTRUCTION_BYTES)
+            if result is None:
+                return
+            regs.rax = result & 0xFFFF_FFFF_FFFF_FFFF
+        elif self._kvm.sregs.cr0 & CR0_PE:
+            low = 0xFFFF_FFFF
+            call.abi, call.number = Abi.X86_32, regs.rax & low
+            call.args = (
+                regs.rbx & low, regs.rcx & low, regs.rdx & low, regs.rsi & low, regs.rdi & low, regs.rbp & low,
+            )  # fmt: skip
+            result = self._answer(call, INSTRUCTION_BYTES)
+            if result is None:
+                return
+            regs.rax = result & low
+        else:
+            regs.rax = _ENOSYS  # real mode has no hypercalls
+        self._kvm.regs_changed()
+
+    def _xen(self) -> None:
+        hcall, call = self._hcall, self._call
+        if hcall.cpl:
+            self._host.refused_hypercall()
+            hcall.result = _EPERM
+            return
+        call.abi = Abi.X86_64 if hcall.longmode else Abi.X86_32
+        call.number = hcall.input & 0xFFFF_FFFF
+        call.args = tuple(hcall.params)
+        result = self._answer(call, _VMCALL_BYTES)
+        if result is not None:
+            hcall.result = result & (0xFFFF_FFFF_FFFF_FFFF if hcall.longmode else 0xFFFF_FFFF)
+
+    def _answer(self, call: Call, instruction_bytes: int) -> int | None:
+        """What the guest gets; None where it is to issue the hypercall again."""
+        outcome: Any = self._host.hypercall(call)
+        if type(outcome) is int:
+            return outcome
+        if type(outcome) is Wait:
+            self._vcpu.wait(outcome)
+            outcome = outcome.finish()
+        if type(outcome) is Restart:
+            self._restart(outcome.arguments, instruction_bytes)
+            return None
+        return int(outcome)
+
+    def _restart(self, arguments: tuple[int, ...], instruction_bytes: int) -> None:
+        """Have the guest issue its hypercall again, with new leading arguments, after it has taken its interrupts.
+
+        KVM completes the instruction at the next entry, so enter once without running and step back.
+        """
+        kvm, call = self._kvm, self._call
+        self._vcpu.settle()
+        regs = kvm.regs
+        regs.rip -= instruction_bytes
+        regs.rax = call.number
+        names = (
+            ("rdi", "rsi", "rdx", "r10", "r8", "r9")
+            if call.abi is Abi.X86_64
+            else ("rbx", "rcx", "rdx", "rsi", "rdi", "rbp")
+        )
+        for name, value in zip(names, arguments, strict=False):
+            setattr(regs, name, value)
+        kvm.regs_changed()
