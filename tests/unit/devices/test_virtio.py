@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 
 from tests.unit.fakes import Bytes
 from vmm.devices.block.image import RawImage
+from vmm.devices.block.virtio import BlockDevice
 from vmm.devices.net.offload import HEADER
 from vmm.devices.net.spec import parse_net
-from vmm.devices.virtio.block import BlockDevice
-from vmm.devices.virtio.net import NetDevice
+from vmm.devices.net.virtio import NetDevice
 from vmm.devices.virtio.pci import VirtioPci, Wiring
 from vmm.devices.virtio.ring import Place, QueueBroken, VirtQueue, split
 from vmm.xenabi.values import Gpa

@@ -7,7 +7,7 @@ from vmm.devices.kind import Bus, Kind
 
 if TYPE_CHECKING:
     from vmm.devices.block.backend import BlockBackend
-    from vmm.devices.virtio.block import BlockDevice
+    from vmm.devices.block.virtio import BlockDevice
 
 MAX_VIRTIO_QUEUES = 8
 _LAST = 702  # xvda to xvdzz
@@ -21,7 +21,7 @@ def _xen(disk: Disk, handle: int, vcpus: int) -> "BlockBackend":
 
 def _virtio(disk: Disk, handle: int, vcpus: int) -> "BlockDevice":
     from vmm.devices.block.backend import open_image
-    from vmm.devices.virtio.block import BlockDevice
+    from vmm.devices.block.virtio import BlockDevice
 
     image = open_image(disk)
     queues = min(disk.queues or vcpus, MAX_VIRTIO_QUEUES)

@@ -8,7 +8,7 @@ from vmm.errors import UsageError
 
 if TYPE_CHECKING:
     from vmm.devices.net.backend import NetBackend
-    from vmm.devices.virtio.net import NetDevice
+    from vmm.devices.net.virtio import NetDevice
 
 
 def _xen(net: Net, handle: int, vcpus: int) -> "NetBackend":
@@ -19,7 +19,7 @@ def _xen(net: Net, handle: int, vcpus: int) -> "NetBackend":
 
 def _virtio(net: Net, handle: int, vcpus: int) -> "NetDevice":
     from vmm.devices.net.backend import open_network
-    from vmm.devices.virtio.net import NetDevice
+    from vmm.devices.net.virtio import NetDevice
 
     return NetDevice(net, open_network(net, queues=1))
 
