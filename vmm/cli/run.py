@@ -222,7 +222,7 @@ class _Runner:
         if outcome is None and self._left.is_set():
             return ExitStatus.INTERRUPTED
         if outcome is None:
-            _say(domain, f"the guest was stopped after {request.timeout_s:g} s (--timeout)")
+            _say(domain, f"the guest was stopped after {request.timeout_s:g} s (--timeout)", kvm_xen=self._config.kvm_xen)
             return ExitStatus.TIMED_OUT
         if outcome.reason is ShutdownReason.reboot and request.restart:
             return None
@@ -334,7 +334,7 @@ def _report(domain: Domain, outcome: Outcome, command_status: int | None, comman
     return ExitStatus.CRASHED
 
 
-def _say(domain: Domain, *lines: str) -> None:
-    why = why_no_hypercalls(domain)
+def _say(domain: Domain, *lines: str, kvm_xen: bool = True) -> None:
+    why = why_no_hypercalls(domain, kvm_xen=kvm_xen)
     for index, line in enumerate([*lines, why] if why else lines):
         print(f"pyvmm: {line}" if index == 0 or line is why else f"  {line}", file=sys.stderr)

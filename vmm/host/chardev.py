@@ -86,7 +86,7 @@ class Output:
         self._lock = threading.Lock()
         self._abort = os.eventfd(0, os.EFD_CLOEXEC)
         self._always_ready = fd is None or stat.S_ISREG(os.fstat(fd).st_mode)
-        self._discarding = False
+        self._discarding = self._closed = False
 
     def start(self, offer: Offer, leave: Callable[[], None]) -> None:
         """There is no input."""
@@ -115,7 +115,8 @@ class Output:
 
     def discard(self) -> None:
         self._discarding = True
-        os.eventfd_write(self._abort, 1)
+        if not self._closed:
+            os.eventfd_write(self._abort, 1)
 
     def close(self) -> None:
         self.discard()
@@ -123,6 +124,9 @@ class Output:
             if self._fd is not None and self._owned:
                 os.close(self._fd)
             self._fd = None
+            if not self._closed:
+                self._closed = True
+                os.close(self._abort)
 
 
 class Stdio(Output):

@@ -29,7 +29,7 @@ class _Connected:
         self._lock = threading.Lock()
         self._abort = os.eventfd(0, os.EFD_CLOEXEC)
         self._reader: int | None = None
-        self._discarding = False
+        self._discarding = self._closed = False
         self._offer: Offer | None = None
         self._thread: threading.Thread | None = None
 
@@ -99,12 +99,16 @@ class _Connected:
 
     def discard(self) -> None:
         self._discarding = True
-        os.eventfd_write(self._abort, 1)
+        if not self._closed:
+            os.eventfd_write(self._abort, 1)
 
     def close(self) -> None:
         self.discard()
         if self._thread is not None:
             self._thread.join(1)
+        if not self._closed and (self._thread is None or not self._thread.is_alive()):
+            self._closed = True
+            os.close(self._abort)
 
 
 class UnixServer(_Connected):

@@ -52,10 +52,18 @@ class EventLoop:
         return Doorbell(self, fd)
 
     def signal(self, fd: int) -> None:
-        """Ring a doorbell of this loop's; not at all once the loop has ended."""
+        """Ring a doorbell of this loop's; not at all once it or the loop has ended."""
         with self._lock:
-            if self._open:
+            if self._open and fd in self._doorbells:
                 os.eventfd_write(fd, 1)
+
+    def remove(self, fd: int) -> None:
+        """End a doorbell; in the loop's thread, once nobody else signals its descriptor."""
+        with self._lock:
+            if self._open and fd in self._doorbells:
+                self._doorbells.remove(fd)
+                self.unwatch(fd)
+                os.close(fd)
 
     def watch(self, fd: int, callback: Callback) -> None:
         """Run a callback whenever `fd` can be read."""
@@ -137,3 +145,7 @@ class Doorbell:
 
     def ring(self) -> None:
         self._loop.signal(self.fd)
+
+    def close(self) -> None:
+        """Let go of the descriptor; in the loop's thread."""
+        self._loop.remove(self.fd)

@@ -4,7 +4,7 @@ import errno
 import os
 from typing import Any, NoReturn
 
-from vmm.errors import HostError
+from vmm.errors import HostError, PyvmmError
 from vmm.kvm._native import ffi, lib
 
 HINTS: dict[tuple[str, int], str] = {
@@ -28,7 +28,7 @@ HINTS: dict[tuple[str, int], str] = {
 }
 
 
-class KvmError(HostError):
+class KvmError(PyvmmError):
     """An ioctl on /dev/kvm or a descriptor made from it was refused, or a system call for a guest's memory and timers.
 
     `call` is the ioctl's name in <linux/kvm.h>, or the system call's; `code` the errno.
@@ -47,9 +47,21 @@ class KvmError(HostError):
         super().__init__(f"{what}: {os.strerror(code)} ({name}); {hint}")
 
 
+class NoKvm(KvmError, HostError):
+    """What a host without a KVM that can be used refuses, as opposed to what pyvmm asks wrongly."""
+
+
+_ABOUT_THE_HOST = {"open", "KVM_GET_API_VERSION", "KVM_CHECK_EXTENSION", "KVM_CREATE_VM"}
+
+
+def refused(call: str, code: int) -> KvmError:
+    """The error for a refused call: NoKvm where no machine can be made at all."""
+    return (NoKvm if call in _ABOUT_THE_HOST else KvmError)(call, code)
+
+
 def fail(call: str) -> NoReturn:
     """Raise KvmError for the call that has just set errno."""
-    raise KvmError(call, ffi.errno)
+    raise refused(call, ffi.errno)
 
 
 def ioctl(fd: int, call: str, request: int, argument: Any = 0) -> int:

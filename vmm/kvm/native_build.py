@@ -273,6 +273,7 @@ static int pyvmm_send(struct pyvmm_events *events, uint32_t number, int as);
 int pthread_mutex_lock(pthread_mutex_t *mutex);
 int pthread_mutex_unlock(pthread_mutex_t *mutex);
 int timerfd_settime(int fd, int flags, const struct itimerspec *new_value, struct itimerspec *old_value);
+int timerfd_gettime(int fd, struct itimerspec *value);
 static void pyvmm_mark_entries(uintptr_t table, const uint32_t *numbers, int count, uint32_t usual, uint32_t ignored,
     uint32_t bits, uint32_t *found);
 static void pyvmm_unmark_entries(uintptr_t table, const uint32_t *numbers, int count, uint32_t bits);

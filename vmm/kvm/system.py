@@ -6,7 +6,7 @@ from typing import NamedTuple
 from vmm.errors import HostError
 from vmm.kvm._native import ffi, lib
 from vmm.kvm.capabilities import CAPABILITIES, XenFlag
-from vmm.kvm.errors import KvmError, ioctl
+from vmm.kvm.errors import ioctl, refused
 from vmm.kvm.vm import VmFd
 
 
@@ -22,13 +22,13 @@ class CpuidEntry(NamedTuple):
 
 
 class System:
-    """An open /dev/kvm.  KvmError where it cannot be opened; HostError where its version is not 12."""
+    """An open /dev/kvm.  NoKvm where it cannot be opened; HostError where its version is not 12."""
 
     def __init__(self, path: str = "/dev/kvm") -> None:
         try:
             self.fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except OSError as error:
-            raise KvmError("open", error.errno or 0) from None
+            raise refused("open", error.errno or 0) from None
         version = ioctl(self.fd, "KVM_GET_API_VERSION", lib.KVM_GET_API_VERSION)
         if version != lib.KVM_API_VERSION:
             raise HostError(f"{path} speaks KVM API version {version}, pyvmm version 12; use a Linux of this century")

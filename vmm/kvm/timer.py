@@ -32,6 +32,14 @@ class Timer:
         if lib.timerfd_settime(self.fd, 0, when, ffi.NULL) < 0:
             fail("timerfd_settime")
 
+    def left_ns(self) -> tuple[int, int]:
+        """How long until it expires, 0 where it is not armed, and its period, nanoseconds."""
+        when = ffi.new("struct itimerspec *")
+        if lib.timerfd_gettime(self.fd, when) < 0:
+            fail("timerfd_gettime")
+        value, period = when.it_value, when.it_interval
+        return value.tv_sec * _NS + value.tv_nsec, period.tv_sec * _NS + period.tv_nsec
+
     def on_readable(self) -> None:
         """The loop's callback."""
         try:

@@ -141,11 +141,6 @@ class VcpuFd:
         return int(self._loop.deadline_ns)
 
     @property
-    def raised_in_loop(self) -> int:
-        """Timer events that the C loop has raised."""
-        return int(self._loop.raised)
-
-    @property
     def answered_in_loop(self) -> int:
         """Hypercalls that the C loop has answered."""
         return int(self._loop.answered)
@@ -226,36 +221,12 @@ class VcpuFd:
         """KVM_X86_SETUP_MCE: so many banks of machine-check registers, and nothing else in MCG_CAP."""
         ioctl(self.fd, "KVM_X86_SETUP_MCE", lib.KVM_X86_SETUP_MCE, ffi.new("uint64_t *", banks))
 
-    def get_msr(self, number: int) -> int:
-        """KVM_GET_MSRS of one MSR."""
-        table = ffi.new("struct kvm_msrs *", {"entries": 1})
-        table.nmsrs, table.entries[0].index = 1, number
-        if ioctl(self.fd, "KVM_GET_MSRS", lib.KVM_GET_MSRS, table) != 1:
-            raise KvmError("KVM_GET_MSRS", errno.EINVAL)
-        return int(table.entries[0].data)
-
     def set_msr(self, number: int, value: int) -> None:
         """KVM_SET_MSRS of one MSR."""
         table = ffi.new("struct kvm_msrs *", {"entries": 1})
         table.nmsrs, table.entries[0].index, table.entries[0].data = 1, number, value
         if ioctl(self.fd, "KVM_SET_MSRS", lib.KVM_SET_MSRS, table) != 1:
             raise KvmError("KVM_SET_MSRS", errno.EINVAL)
-
-    def get_events(self) -> Any:
-        """KVM_GET_VCPU_EVENTS: struct kvm_vcpu_events."""
-        events = ffi.new("struct kvm_vcpu_events *")
-        ioctl(self.fd, "KVM_GET_VCPU_EVENTS", lib.KVM_GET_VCPU_EVENTS, events)
-        return events
-
-    def set_events(self, events: Any) -> None:
-        """KVM_SET_VCPU_EVENTS."""
-        ioctl(self.fd, "KVM_SET_VCPU_EVENTS", lib.KVM_SET_VCPU_EVENTS, events)
-
-    def get_mp_state(self) -> MpState:
-        """KVM_GET_MP_STATE."""
-        state = ffi.new("struct kvm_mp_state *")
-        ioctl(self.fd, "KVM_GET_MP_STATE", lib.KVM_GET_MP_STATE, state)
-        return MpState(state.mp_state)
 
     def set_mp_state(self, state: MpState) -> None:
         """KVM_SET_MP_STATE."""

@@ -83,11 +83,6 @@ class VmFd:
         """LAPICs in the kernel, nothing else; `gsi_count` GSIs are kept for user space's IOAPIC."""
         self.enable(lib.KVM_CAP_SPLIT_IRQCHIP, "KVM_CAP_SPLIT_IRQCHIP", gsi_count)
 
-    def use_32bit_apic_ids(self) -> None:
-        """Let message and route addresses hold APIC ids above 255."""
-        flags = lib.KVM_X2APIC_API_USE_32BIT_IDS | lib.KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK
-        self.enable(lib.KVM_CAP_X2APIC_API, "KVM_CAP_X2APIC_API", flags)
-
     def set_tss_area(self, gpa: int) -> None:
         """KVM_SET_IDENTITY_MAP_ADDR and KVM_SET_TSS_ADDR: four pages that KVM on Intel keeps for itself."""
         page = ffi.new("uint64_t *", gpa)

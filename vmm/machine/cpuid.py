@@ -59,6 +59,7 @@ def _shown(row: CpuidEntry, vcpu: int, vcpus: int) -> CpuidEntry:
     elif function == 0x8000_0001:
         ecx = _without(ecx, _ECX_SVM, _ECX_PERFCTR_CORE, _ECX_TOPOEXT)
     elif function == 0x8000_0008:
+        eax &= 0xFFFF  # a guest of Xen's is not told how wide its own guests' addresses may be
         ecx = max(2 * vcpus - 1, 0) | (max(apic_id(vcpus - 1), 1).bit_length() << 12)
     return row._replace(eax=eax, ebx=ebx, ecx=ecx, edx=edx)
 

@@ -3,6 +3,8 @@
 from vmm.errors import PyvmmError, UsageError
 from vmm.machine.domain import Domain
 from vmm.machine.hypervisor import Hypervisor
+from vmm.xenabi.constants import ShutdownReason
+from vmm.xenabi.transport import Transport
 from vmm.xenstore.layout import ask_for
 
 MIN_TARGET_BYTES = 16 << 20
@@ -58,15 +60,16 @@ def set_vcpus(hypervisor: Hypervisor, domain: Domain, count: int) -> None:
         write(hypervisor, domain, f"cpu/{index}/availability", "online" if index < count else "offline")
 
 
-def why_no_hypercalls(domain: Domain) -> str | None:
-    """A sentence where the guest never made a hypercall though it could have been one of Xen's."""
-    from vmm.xenabi.transport import Transport
-
-    if domain.account.hypercalls or domain.transport is not Transport.PAGE:
+def why_no_hypercalls(domain: Domain, *, kvm_xen: bool = True) -> str | None:
+    """A sentence where the guest never made a hypercall though it could have been one of Xen's; None after a crash, which
+    says more.  `kvm_xen`: it was not told to do without KVM_XEN.
+    """
+    if domain.ended_by is ShutdownReason.crash or domain.account.hypercalls or domain.transport is not Transport.PAGE:
         return None
     if domain.account.page_asked:
         return "the guest asked for the hypercall page but never called into it"
     return (
         "the guest never asked for the hypercall page and has no vmcall that could be patched, so none of its "
-        "hypercalls can have reached pyvmm; a host whose KVM has KVM_XEN needs neither"
+        "hypercalls can have reached pyvmm; "
+        + ("a host whose KVM has KVM_XEN needs neither" if kvm_xen else "without --no-kvm-xen it might need neither")
     )

@@ -7,7 +7,6 @@ from vmm.xenabi.cstruct import (
     BYTES120,
     END_OF_INNER,
     HANDLE,
-    I8,
     I16,
     I32,
     U8,
@@ -361,17 +360,6 @@ class MulticallEntry(Struct, c_name="multicall_entry", header="xen.h"):
     arg3: ULONG
     arg4: ULONG
     arg5: ULONG
-
-
-class VcpuTimeInfo(Struct, c_name="vcpu_time_info", header="xen.h"):
-    version: U32
-    pad0: U32
-    tsc_timestamp: U64
-    system_time: U64
-    tsc_to_system_mul: U32
-    tsc_shift: I8
-    flags: U8
-    pad1: U16
 
 
 # ----------------------------------------------------------------------------- arch-x86/hvm/start_info.h

@@ -12,7 +12,7 @@ RING_BYTES = 1024
 MAX_OUTSTANDING = 20
 """Answers and events that wait for a guest before its requests do (C xenstored's outstanding requests)."""
 
-TURNS = 64
+TURNS = 16
 """Times that bytes are moved for one guest before it is another's turn."""
 
 _REQUESTS_AT, _RESPONSES_AT = 0, RING_BYTES

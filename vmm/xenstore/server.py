@@ -6,7 +6,7 @@ whoever moves the bytes (a guest's ring, a socket) empties that and is told thro
 
 import errno
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from vmm.xenabi.constants import DOMID_SELF
@@ -21,6 +21,7 @@ from vmm.xenstore.tree import (
     Tree,
     View,
     check_path,
+    parent_of,
 )
 from vmm.xenstore.wire import MAX_PAYLOAD_BYTES, Kind, Message
 
@@ -38,12 +39,6 @@ class Watch(NamedTuple):
     path: str
     token: str
     prefix: str
-
-    def concerns(self, change: Change) -> bool:
-        if change.path == self.path:
-            return True
-        below = self.path == "/" or change.path.startswith(self.path + "/")
-        return below and not change.exact and not self.path.startswith("@")
 
     def event(self, path: str) -> bytes:
         told = path[len(self.prefix) + 1 :] if self.prefix and path.startswith(self.prefix + "/") else path
@@ -142,6 +137,8 @@ class Connection:
         self._sent = 0
         self._on_outgoing = on_outgoing
         self._watches: list[Watch] = []
+        self._by_path: dict[str, list[Watch]] = {}
+        """The same by what they watch, so that a change finds those that it concerns."""
         self._transactions: dict[int, View] = {}
         self._next_transaction = 1
 
@@ -169,10 +166,13 @@ class Connection:
 
     def tell(self, changes: list[Change]) -> None:
         """Send an event for each watch that a change concerns, if this client may read the node."""
+        if not self._by_path:
+            return
         for change in changes:
-            for watch in self._watches:
-                if watch.concerns(change) and change.node.allows(self.domid, write=False):
-                    self._send(Message(Kind.WATCH_EVENT, 0, 0, watch.event(change.path)))
+            for path in (change.path,) if change.exact else _upwards(change.path):
+                for watch in self._by_path.get(path, ()):
+                    if change.node.allows(self.domid, write=False):
+                        self._send(Message(Kind.WATCH_EVENT, 0, 0, watch.event(change.path)))
 
     # ------------------------------------------------------------------------------------- input
 
@@ -294,6 +294,7 @@ class Connection:
         if self.domid != DOM0 and len(self._watches) >= self.store.tree.quota.watches:
             raise StoreError(errno.E2BIG)
         self._watches.append(watch)
+        self._by_path.setdefault(watch.path, []).append(watch)
         return _OK
 
     def _unwatch(self, message: Message) -> bytes:
@@ -302,6 +303,7 @@ class Connection:
         for watch in self._watches:
             if (watch.path, watch.token) == (wanted, token):
                 self._watches.remove(watch)
+                self._by_path[watch.path].remove(watch)
                 return _OK
         raise StoreError(errno.ENOENT)
 
@@ -309,9 +311,21 @@ class Connection:
         self.forget()
         return _OK
 
+    def record(self) -> tuple[Watch, ...]:
+        """Its watches as data; a transaction that it has begun is not, and will conflict."""
+        return tuple(self._watches)
+
+    def restore(self, record: tuple[Watch, ...]) -> None:
+        """Have another client's watches; they fire when something changes."""
+        self.forget()
+        for watch in record:
+            self._watches.append(watch)
+            self._by_path.setdefault(watch.path, []).append(watch)
+
     def forget(self) -> None:
         """Drop all watches and transactions."""
         self._watches.clear()
+        self._by_path.clear()
         self._transactions.clear()
 
     def _transaction_start(self, message: Message) -> bytes:
@@ -349,6 +363,14 @@ class Connection:
 
     def _privileged(self, message: Message) -> bytes:
         raise StoreError(errno.EACCES if self.domid != DOM0 else errno.ENOSYS)
+
+
+def _upwards(path: str) -> Iterator[str]:
+    """A path, and those above it up to the root."""
+    yield path
+    while path != "/":
+        path = parent_of(path)
+        yield path
 
 
 def _text(raw: bytes) -> str:

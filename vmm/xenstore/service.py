@@ -25,7 +25,7 @@ class Xenstore:
     def __init__(self) -> None:
         self._store = Store()
         self._loop = EventLoop("xenstore")
-        self._clients: dict[Domid, tuple[Connection, StoreRing]] = {}
+        self._clients: dict[Domid, tuple[Connection, StoreRing, Doorbell]] = {}
         self._server: SocketServer | None = None
         describe_dom0(self._store)
         self._loop.start()
@@ -55,7 +55,7 @@ class Xenstore:
             if facts.domid != DOM0:
                 describe_domain(store, facts)
             client = store.connect(facts.domid, doorbell.ring)
-            self._clients[facts.domid] = client, StoreRing(page, client, notify_guest)
+            self._clients[facts.domid] = client, StoreRing(page, client, notify_guest), doorbell
             store.introduce(facts.domid)
 
         self._loop.post(lambda: connect(self._store))  # before whatever the guest may ring for
@@ -75,6 +75,7 @@ class Xenstore:
             found = self._clients.pop(domid, None)
             if found is not None:
                 store.disconnect(found[0])
+                found[2].close()
                 if domid != DOM0:
                     forget_domain(store, domid)
                 store.release(domid)

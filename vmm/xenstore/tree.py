@@ -7,7 +7,7 @@ committed if none of them has changed meanwhile.  Source: xen/docs/misc/xenstore
 import errno
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from vmm.xenabi.values import Domid
@@ -107,14 +107,14 @@ class Change(NamedTuple):
 
 
 class View:
-    """The tree as one request or transaction sees it.  `changes` lists what it did, in order."""
+    """The tree as one request or transaction sees it."""
 
     def __init__(self, tree: "Tree", limit: int | None) -> None:
         self._tree = tree
         self._limit = limit
         self._overlay: dict[str, Node | None] = {}
         self._seen: dict[str, int] = {}
-        self.changes: list[Change] = []
+        self._changes: dict[str, Change] = {}
 
     # ------------------------------------------------------------------------------------ looking
 
@@ -210,11 +210,9 @@ class View:
         above = self.get(parent_of(path), domid, write=True)
         name = path.rpartition("/")[2]
         self._overlay[parent_of(path)] = Node(above.value, above.permissions, tuple(c for c in above.children if c != name))
-        self.changes.append(Change(path, False, node))
         for below, old in list(self._subtree(path, node)):
             self._overlay[below] = None
-            if below != path:
-                self.changes.append(Change(below, True, old))
+            self._changes[below] = Change(below, below != path, old)
 
     def _subtree(self, path: str, node: Node) -> Iterator[tuple[str, Node]]:
         waiting = [(path, node)]
@@ -240,7 +238,12 @@ class View:
     def _changed(self, path: str) -> None:
         node = self._find(path)
         assert node is not None
-        self.changes.append(Change(path, False, node))
+        self._changes[path] = Change(path, False, node)
+
+    @property
+    def changes(self) -> list[Change]:
+        """What it did, one change a node, by when each was first changed; a transaction tells of a node once, as Xen's."""
+        return list(self._changes.values())
 
     # ----------------------------------------------------------------------------------- the end
 
@@ -255,6 +258,15 @@ class View:
     def commit(self) -> None:
         """Let the tree have the changes."""
         self._tree.apply(self._overlay)
+
+
+class NodeRecord(NamedTuple):
+    """A node as data; its children are the nodes below its path."""
+
+    path: str
+    value: bytes
+    permissions: Permissions
+    children: tuple[str, ...]
 
 
 class Tree:
@@ -273,6 +285,18 @@ class Tree:
     def owned_by(self, domid: Domid) -> int:
         """How many nodes a domain owns."""
         return self._owned.get(domid, 0)
+
+    def record(self) -> tuple[NodeRecord, ...]:
+        """All nodes as data, those above before those below."""
+        return tuple(
+            NodeRecord(path, node.value, node.permissions, node.children) for path, node in sorted(self.nodes.items())
+        )
+
+    def restore(self, record: Iterable[NodeRecord]) -> None:
+        """Hold these nodes and no others; whoever has looked at any has to look again."""
+        self.nodes.clear()
+        self._owned.clear()
+        self.apply({row.path: Node(row.value, row.permissions, row.children) for row in record})
 
     def apply(self, overlay: dict[str, Node | None]) -> None:
         """Take over a view's nodes."""

@@ -2,6 +2,7 @@
 
 import socket
 import struct
+import threading
 import time
 from collections.abc import Iterator, Sequence
 
@@ -362,3 +363,22 @@ def test_a_card_that_cannot_be_meant_is_refused(text: str) -> None:
 def test_extra_information_stands_where_a_request_would() -> None:
     assert EXTRA.size == RX_RESPONSE.size == RX_REQUEST.size == 8
     assert struct.calcsize("<HBxH") == EXTRA_GSO.size == 6
+
+
+def test_a_guest_that_posts_bad_room_for_ever_does_not_keep_its_queue_from_ending() -> None:
+    front, stop = Frontend(), threading.Event()
+
+    def flood() -> None:
+        while not stop.is_set():
+            front.rx.indices[0] = front.rx.indices[2] + front.rx.entries & 0xFFFF_FFFF  # all of them, of reference 0
+            front.guest.events.send(front.ports[1])
+
+    thread = threading.Thread(target=flood)
+    thread.start()
+    front.wire.host.send(HEADER.pack(*(0,) * 6) + b"x" * 60)
+    time.sleep(0.1)
+    ended = threading.Event()
+    front.queue.stop(ended.set)
+    assert ended.wait(DEADLINE_S), "it never looks at what else there is to do"
+    stop.set()
+    thread.join()

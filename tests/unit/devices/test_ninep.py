@@ -11,10 +11,12 @@ from hypothesis import strategies as st
 
 from tests.unit.frontend import Guest, wait
 from vmm.devices.bus.xenbus import Bound
+from vmm.devices.ninep import backend as ninep_backend
+from vmm.devices.ninep.backend import ShareBackend
 from vmm.devices.ninep.mover import HEADER, TATTACH, Mover
 from vmm.devices.ninep.ring import ShareRing
 from vmm.devices.ninep.server import start_server
-from vmm.devices.ninep.spec import parse_share
+from vmm.devices.ninep.spec import Share, parse_share
 from vmm.devices.ring.granted import GrantedPages
 from vmm.errors import UsageError
 from vmm.xenabi.byte_ring import RingBroken
@@ -202,3 +204,31 @@ def test_options_of_a_share(tmp_path: Path) -> None:
     for wrong in ("", "/nonexistent/x", f"{tmp_path},rw", f"{tmp_path},tag=a b", f"{tmp_path},tag="):
         with pytest.raises(UsageError):
             parse_share(wrong, "share0")
+
+
+def test_a_server_that_cannot_be_started_leaves_no_grant_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Front:
+        """A front end whose keys are there."""
+
+        def __init__(self, guest: Guest) -> None:
+            self.pages = GrantedPages(guest.grants, guest.memory)
+            self.keys = {"version": "1", "num-rings": "1", "ring-ref0": str(ref)}
+
+        def text(self, key: str) -> str:
+            return self.keys.get(key, "")
+
+        def number(self, key: str) -> int:
+            return int(self.keys[key])
+
+    guest = Guest()
+    guest.memory.page(0)[128:140] = struct.pack("<III", 1, guest.grant(1), guest.grant(2))
+    ref = guest.grant(0)
+    backend = ShareBackend(Share(tmp_path, "tag"), 0)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(24, "Too many open files")
+
+    monkeypatch.setattr(ninep_backend, "start_server", refuse)
+    with pytest.raises(OSError, match="Too many"):
+        backend.connect(Front(guest), lambda why: None)  # type: ignore[arg-type]
+    assert guest.in_use() == []

@@ -184,3 +184,18 @@ def test_whatever_is_written_to_a_table_it_can_be_read(writes: list[tuple[int, i
         device.msix.write_mmio(offset, size, value & (1 << 8 * size) - 1)
         device.msix.read_mmio(offset, size)
         device.msix.send(offset % 4)
+
+
+def test_a_slot_and_its_addresses_are_free_again_once_a_function_is_unplugged() -> None:
+    mmio = Mmio()
+    bus = PciBus(mmio, WINDOW)
+    places = set()
+    for _ in range(10_000):
+        function = Function(PciIdentity(1, 2, 3), {0: Bar(0x1000, Registers())})
+        slot = bus.plug(function)
+        places.add((slot, *function.places().values()))
+        assert bus.has(0, slot << 3)
+        bus.unplug(function)
+        assert not bus.has(0, slot << 3)
+        assert mmio.read(next(iter(function.places().values())), 4) == 0xFFFF_FFFF
+    assert len(places) == 1

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.unit.fakes import Bytes
+from tests.unit.fakes import Bell, Bytes
 from vmm.devices.block.image import RawImage
 from vmm.devices.block.virtio import BlockDevice
 from vmm.devices.net.offload import HEADER
@@ -506,3 +506,90 @@ def test_a_card_without_both_queues_needs_a_reset() -> None:
     machine = Machine(NetDevice(parse_net("user"), PipeNetwork()))
     machine.start(queues=(0,))
     assert machine.status() & 64
+
+
+class SlowDevice:
+    """A disk whose server takes its time to end."""
+
+    number, pci_class, features, queues, config = 2, 0x010000, 0, 1, bytes(8)
+
+    def __init__(self) -> None:
+        self.ends: list[Callable[[], None]] = []
+        self.bell = Bell()
+        self.opened = self.released = 0
+
+    def open(self, features: int, queues: object) -> "list[SlowDevice]":
+        self.opened += 1
+        return [self]
+
+    def start(self) -> None:
+        pass
+
+    def stop(self, done: Callable[[], None]) -> None:
+        self.ends.append(done)
+
+    def closed(self) -> None:
+        pass
+
+    def release(self) -> None:
+        assert not self.ends, "its file is still in use"
+        self.released += 1
+
+
+def test_a_second_reset_waits_for_the_first() -> None:
+    device = SlowDevice()
+    machine = Machine(device)  # type: ignore[arg-type]
+    machine.start()
+    machine.write(20, 1, 0)
+    assert machine.status() != 0, "its server has not ended yet"
+    machine.write(20, 1, 0)
+    machine.write(20, 1, 3)
+    assert machine.status() == 15, "nothing is heeded until it has"
+    device.ends.pop()()
+    assert machine.status() == 0
+    machine.start()
+    assert (machine.status(), device.opened) == (15, 2)
+    machine.write(20, 1, 0)
+    closing = threading.Thread(target=machine.function.close)
+    closing.start()
+    closing.join(0.05)
+    assert closing.is_alive(), "it waits for the server that is ending"
+    device.ends.pop()()
+    closing.join(5)
+    assert device.released == 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 60), st.sampled_from([1, 2, 4]), st.integers(0, 2**32 - 1)), max_size=40),
+    st.booleans(),
+)
+def test_a_function_that_is_given_out_and_taken_back_shows_what_it_showed(
+    writes: list[tuple[int, int, int]], started: bool
+) -> None:
+    first, second = Machine(SlowDevice()), Machine(SlowDevice())  # type: ignore[arg-type]
+    if started:
+        first.start()
+    else:
+        for offset, size, value in writes:
+            if offset != 20:
+                first.write(offset, size, value & (1 << 8 * size) - 1)
+    second.function.restore(first.function.record())
+    for offset, size in [(0, 4), (4, 4), (8, 4), (12, 4), (16, 2), (20, 1), (22, 2), (24, 2), (26, 2), (28, 2), (32, 4)]:
+        assert second.read(offset, size) == first.read(offset, size)
+    assert [second.function.read_config(at, 4) for at in range(0, 256, 4)] == [
+        first.function.read_config(at, 4) for at in range(0, 256, 4)
+    ]
+    assert second.function.record() == first.function.record()
+
+
+def test_a_queue_that_is_given_out_and_taken_back_goes_on_where_it_was() -> None:
+    first = Driver()
+    first.describe(0, DATA, 4, WRITE)
+    first.offer(0, 0)
+    first.queue.give_back(first.queue.take()[0], 4)
+    first.queue.push()
+    second = VirtQueue(first.memory, PLACE, Fault, event_index=False)
+    second.restore(first.queue.record())
+    first.offer(0)
+    assert [chain.head for chain in second.take()] == [0]

@@ -9,7 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.unit.frontend import Guest
-from vmm.devices.bus.xenbus import Frontend, State, Xenbus, XenbusDevice
+from vmm.devices.bus.xenbus import TABLE, Action, Frontend, Ours, State, Xenbus, XenbusDevice
+from vmm.errors import PyvmmError
+from vmm.xenstore.server import Store
 from vmm.xenstore.service import Xenstore
 
 FRONT, BACK, LIBXL = "/local/domain/1/device/vbd/51712", "/local/domain/0/backend/vbd/1/51712", "/libxl/1/device/vbd/51712"
@@ -61,10 +63,10 @@ class Counted:
 class World:
     """A xenstore, a bus, one device, and the guest's hand on its keys."""
 
-    def __init__(self) -> None:
+    def __init__(self, backend: Counted | None = None) -> None:
         self.xenstore = Xenstore()
         self.bus = Xenbus(self.xenstore, Guest())
-        self.backend = Counted()
+        self.backend = backend or Counted()
         self.attachment = self.bus.attach(self.backend)
         self.device: XenbusDevice = self.attachment.device
 
@@ -235,3 +237,72 @@ def test_closing_the_bus_waits_for_a_back_end_that_is_stopping(world: World) -> 
     done()
     closing.join(5)
     assert not closing.is_alive()
+
+
+def test_what_fails_after_a_device_was_taken_away_writes_nothing(world: World) -> None:
+    world.connect()
+    failed = world.backend.failed
+    assert failed is not None
+    world.attachment.detach(force=True)
+    failed("too late")
+    assert world.state == 0
+    assert world.read("/local/domain/0/error/backend/vbd/1/51712/error") is None
+
+
+def test_a_host_without_what_a_device_needs_closes_it_and_nobody_elses() -> None:
+    class Lacking(Counted):
+        def connect(self, frontend: Frontend, failed: Callable[[str], None]) -> dict[str, str]:
+            super().connect(frontend, failed)
+            raise PyvmmError("diod is not installed")
+
+    world = World(Lacking())
+    world.front(State.INITIALISED)
+    assert world.state == State.CLOSING
+    assert world.read("/local/domain/0/error/backend/vbd/1/51712/error") == b"diod is not installed"
+    world.bus.close()
+    assert world.backend.disconnects == 1
+    world.xenstore.close()
+
+
+def test_every_state_has_its_row_or_changes_nothing() -> None:
+    assert len({row[:3] for row in TABLE.items()}) == len(TABLE)
+    for (ours, theirs, _), (action, after) in TABLE.items():
+        assert (action is Action.CONNECT) == (ours is Ours.WAITING and theirs in (State.INITIALISED, State.CONNECTED))
+        assert (action is Action.DISCONNECT) == (ours in (Ours.MOVING, Ours.ASKED))
+        assert action is not Action.NOTHING
+        assert after is not None or action in (Action.DISCONNECT, Action.REMOVE)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    before=st.lists(st.sampled_from(["1", "2", "3", "4", "5", "6", "x"]), max_size=8),
+    after=st.lists(st.sampled_from(["1", "2", "3", "4", "5", "6", "x"]), max_size=6),
+)
+def test_a_device_that_is_given_out_and_taken_back_goes_on_as_before(before: list[str], after: list[str]) -> None:
+    first = World()
+    for state in before:
+        first.front(state)
+    assert first.state is not None
+    tree = first.xenstore.run(lambda store: store.tree.record())
+    record = first.xenstore.run(lambda _: first.device.record())
+    second = World.__new__(World)
+    second.xenstore, second.backend = Xenstore(), Counted()
+    second.bus = Xenbus(second.xenstore, Guest())
+
+    def restore(store: Store) -> XenbusDevice:
+        store.tree.restore(tree)
+        device = XenbusDevice(second.xenstore, store, Guest(), second.backend)
+        device.restore(record)
+        return device
+
+    second.device = second.xenstore.run(restore)
+    states = []
+    for world in (second, first):
+        seen = []
+        for state in after:
+            world.front(state)
+            seen.append(world.state)
+        states.append(seen)
+        world.xenstore.run(lambda _, world=world: world.device.remove())
+        world.xenstore.close()
+    assert states[0] == states[1]

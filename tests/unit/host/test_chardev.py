@@ -11,6 +11,7 @@ import pytest
 from vmm.errors import PyvmmError, UsageError
 from vmm.host.chardev import Chardev, Output
 from vmm.host.consoles import open_chardev
+from vmm.host.eventloop import EventLoop
 
 
 def nothing() -> None:
@@ -133,3 +134,25 @@ def test_pty_names_itself_and_carries_both_ways(capfd: pytest.CaptureFixture[str
     assert typed.data == b"ls\n"
     os.close(slave)
     chardev.close()
+
+
+def test_chardevs_and_doorbells_that_are_closed_leave_no_descriptor(tmp_path: Path) -> None:
+    def held() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    loop = EventLoop("test")
+    loop.start()
+    before = held()
+    for _ in range(20):
+        for place in ("none", f"file:{tmp_path}/out", f"unix:{tmp_path}/socket", "pty"):
+            chardev = open_chardev(place)
+            chardev.start(lambda data: None, nothing)
+            chardev.close()
+            chardev.discard()  # later than that does no harm
+        bell = loop.doorbell(nothing)
+        closed = threading.Event()
+        loop.post(lambda bell=bell, closed=closed: (bell.close(), closed.set()))
+        assert closed.wait(5)
+        bell.ring()
+    assert held() == before
+    loop.stop()

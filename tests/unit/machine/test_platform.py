@@ -14,6 +14,8 @@ from vmm.devices.chips.ioapic import IoApic, message
 from vmm.devices.chips.rtc import CENTURY, Rtc
 from vmm.devices.console.hypervisor import INPUT_BYTES, HypervisorConsole
 
+POWER_PORTS = {*range(0xB000, 0xB006), *range(0xAFE0, 0xAFE4)}
+
 # ------------------------------------------------------------------------------------------------ MMIO
 
 
@@ -324,3 +326,73 @@ def test_input_that_has_no_room_is_taken_as_the_guest_reads(size: int) -> None:
     while data := console.read(1000):
         read += len(data)
     assert (read, taken) == (size, [True])
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+@given(
+    writes=st.lists(st.tuples(st.sampled_from(sorted(POWER_PORTS)), st.sampled_from([1, 2, 4]), st.integers(0, 2**32 - 1)))
+)
+def test_any_part_of_a_power_register_fits_into_what_is_read(size: int, writes: list[tuple[int, int, int]]) -> None:
+    power = AcpiPm(0xB000, 0xB004, 0xAFE0, 0xCF9, {}, lambda: None)
+    for port, width, value in writes:
+        power.write_port(port, width, value & (1 << 8 * width) - 1)
+    for first, last in ((0xB000, 0xB003), (0xB004, 0xB005), (0xAFE0, 0xAFE3)):
+        for port in range(first, last + 1):
+            whole = power.read_port(port, size)
+            assert 0 <= whole < 1 << 8 * size
+            within = [power.read_port(at, 1) for at in range(port, min(port + size, last + 1))]
+            assert list(whole.to_bytes(size, "little")) == within + [0] * (size - len(within))
+
+
+@given(st.lists(st.tuples(st.integers(0, 0x7F), st.integers(0, 255)), max_size=30))
+def test_a_clock_that_is_given_out_and_taken_back_shows_what_it_showed(writes: list[tuple[int, int]]) -> None:
+    def made() -> Rtc:
+        return Rtc(lambda delay: None, lambda: None, lambda: 1_700_000_000.25)
+
+    first, second = made(), made()
+    for index, value in writes:
+        first.write_port(0x70, 1, index)
+        first.write_port(0x71, 1, value)
+    second.restore(first.record())
+    for index in range(128):
+        for clock in (first, second):
+            clock.write_port(0x70, 1, index)
+        assert second.read_port(0x71, 1) == first.read_port(0x71, 1)
+
+
+@given(
+    before=st.lists(st.tuples(st.sampled_from("srl"), st.integers(0, 255), st.integers(0, 2**32 - 1)), max_size=30),
+    after=st.lists(st.tuples(st.sampled_from("srl"), st.integers(0, 255), st.integers(0, 2**32 - 1)), max_size=10),
+)
+def test_an_ioapic_that_is_given_out_and_taken_back_does_as_before(
+    before: list[tuple[str, int, int]], after: list[tuple[str, int, int]]
+) -> None:
+    def act(machine: Machine, steps: list[tuple[str, int, int]]) -> list[int]:
+        found = []
+        for kind, number, value in steps:
+            if kind == "s":
+                machine.write(number, value)
+            elif kind == "r":
+                machine.ioapic.write_mmio(0x00, 4, number)
+                found.append(machine.ioapic.read_mmio(0x10, 4))
+            else:
+                machine.ioapic.set_line(number % LINES, bool(value & 1))
+        return found
+
+    first, second = Machine(), Machine()
+    act(first, before)
+    second.ioapic.restore(first.ioapic.record())
+    assert {line: to for line, to in second.routes.items() if to} == {line: to for line, to in first.routes.items() if to}
+    first.sent.clear()
+    assert (act(second, after), second.sent) == (act(first, after), first.sent)
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(0, 255)), max_size=30))
+def test_a_keyboard_controller_that_is_given_out_and_taken_back_answers_as_before(writes: list[tuple[bool, int]]) -> None:
+    first, second = (I8042(lambda line: None, lambda: None) for _ in range(2))
+    for command, value in writes:
+        first.write_port(COMMAND_PORT if command else DATA_PORT, 1, value)
+    second.restore(first.record())
+    for _ in range(40):
+        for port in (COMMAND_PORT, DATA_PORT):
+            assert second.read_port(port, 1) == first.read_port(port, 1)

@@ -1,17 +1,18 @@
 """Event channels over the 2-level ABI."""
 
 import errno
+from collections import Counter
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.unit.fakes import Bell, Bytes, Domain, Vcpu, channels
+from tests.unit.fakes import Bell, Bytes, Domain, Hypervisor, Vcpu, channels
 from vmm.xenabi.constants import EvtchnStatusKind, Virq
 from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.evtchn import Backend
 from vmm.xenabi.evtchn_abi import TwoLevelLayout
-from vmm.xenabi.values import Domid, Port, VcpuId, XenError
+from vmm.xenabi.values import Domid, Gpa, Port, VcpuId, XenError
 
 BACKEND = Domid(0)
 
@@ -309,3 +310,144 @@ def test_poll_of_a_port_beyond_the_range_is_einval(domain: Domain) -> None:
         domain.events.poll(domain.vcpus[0], [0], None)
     with refused(errno.EINVAL):
         domain.events.poll(domain.vcpus[0], [1 << 20], None)
+
+
+def test_a_port_that_is_being_bound_to_another_domains_is_nobodys_until_that_has_agreed() -> None:
+    hypervisor = Hypervisor()
+    near, far = Domain(hypervisor=hypervisor), Domain(hypervisor=hypervisor)
+    port = far.events.alloc_unbound(near.domid)
+    seen: list[object] = []
+    agree = far.events._connect_domain
+
+    def meanwhile(*args: object) -> None:
+        seen.extend(near.events.channels())
+        near.events.close_all()
+        agree(*args)  # type: ignore[arg-type]
+
+    far.events._connect_domain = meanwhile  # type: ignore[method-assign]
+    bound = near.events.bind_interdomain(far.domid, port)
+    assert seen == []
+    near.events.send(bound)
+    assert pending(far, port)
+    near.events.close(bound)
+    channel = far.events.status(port)
+    assert channel is not None
+    assert channel.kind is EvtchnStatusKind.unbound
+
+
+def test_a_refused_binding_leaves_no_port(domain: Domain) -> None:
+    for _ in range(3):
+        with refused(errno.EINVAL):
+            domain.events.bind_interdomain(domain.domid, 77)
+    assert domain.events.alloc_unbound(BACKEND) == 1
+
+
+def test_a_32_bit_guest_that_takes_the_fifo_abi_has_all_of_its_ports() -> None:
+    events = channels([Vcpu()])
+    events.attach(Bytes(), Abi.X86_32)
+    assert events.limit == 1024
+    events.init_control(0, Bytes(128))
+    assert events.limit == 4096
+    events.reset()
+    assert events.limit == 1024, "with the 2-level ABI again, as after a kexec"
+
+
+def test_the_lowest_free_port_is_found_without_looking_at_all_of_them() -> None:
+    events = channels([Vcpu()])
+    ports = [events.alloc_unbound(BACKEND) for _ in range(4095)]
+    assert ports == list(range(1, 4096))
+    looked = Counter[str]()
+
+    class Abi2:
+        ports = 4096
+
+        def is_busy(self, port: Port) -> bool:
+            looked["busy"] += 1
+            return False
+
+        def clear(self, channel: object) -> None:
+            pass
+
+    events._abi = Abi2()  # type: ignore[assignment]
+    for port in (4000, 77, 2000):
+        events.close(port)
+    assert [events.alloc_unbound(BACKEND) for _ in range(3)] == [77, 2000, 4000]
+    assert looked["busy"] <= 6
+
+
+STEPS = st.lists(st.tuples(st.sampled_from("aivsucbdpw"), st.integers(0, 40), st.integers(0, 3)), max_size=40)
+
+
+def carry_out(domain: Domain, steps: list[tuple[str, int, int]]) -> list[int]:
+    """What each step answers, -errno for a refusal."""
+    events, found = domain.events, []
+    for kind, port, vcpu in steps:
+        try:
+            match kind:
+                case "a":
+                    found.append(events.alloc_unbound(Domid(port % 2)))
+                case "i":
+                    found.append(events.bind_ipi(vcpu))
+                case "v":
+                    found.append(events.bind_virq(port % 30, vcpu))
+                case "s":
+                    events.send(port)
+                case "u":
+                    events.unmask(port)
+                case "c":
+                    events.close(port)
+                case "b":
+                    events.bind_vcpu(port, vcpu)
+                case "d":
+                    found.append(events.bind_interdomain(domain.domid, port))
+                case "p":
+                    events.set_priority(port, vcpu)
+                case "w":
+                    found.append(int(waits(domain, [port])))
+        except XenError as error:
+            found.append(-error.code)
+    return found
+
+
+class Ram:
+    """The pages that a guest has given to its FIFO ABI."""
+
+    def __init__(self) -> None:
+        self.pieces: dict[int, Bytes] = {}
+
+    def shared(self, gpa: Gpa, size_bytes: int) -> Bytes:
+        return self.pieces.setdefault(gpa, Bytes(size_bytes, gpa))
+
+    def copy(self) -> "Ram":
+        other = Ram()
+        for gpa, piece in self.pieces.items():
+            other.shared(Gpa(gpa), len(piece.data)).write(0, bytes(piece.data))
+        return other
+
+
+@given(before=STEPS, after=STEPS, fifo=st.booleans())
+def test_ports_that_are_given_out_and_taken_back_answer_as_before(
+    before: list[tuple[str, int, int]], after: list[tuple[str, int, int]], fifo: bool
+) -> None:
+    first, memory = Domain(), Ram()
+    if fifo:
+        for vcpu in (0, 1):
+            first.events.init_control(vcpu, memory.shared(Gpa(0x1000 + 0x100 * vcpu), 128))
+        first.events.expand_array(memory.shared(Gpa(0x4000), 4096))
+    carry_out(first, before)
+    second, copied = Domain(), memory.copy()
+    second.shared_info.write(0, bytes(first.shared_info.data))
+    for mine, theirs in zip(second.vcpus, first.vcpus, strict=True):
+        assert mine.info is not None
+        assert theirs.info is not None
+        mine.info.write(0, bytes(theirs.info.data))
+        mine.upcalls = theirs.upcalls
+    second.events.restore(first.events.record(), copied)  # type: ignore[arg-type]
+    assert second.events.record() == first.events.record()
+    assert carry_out(second, after) == carry_out(first, after)
+    assert second.events.record() == first.events.record()
+    assert bytes(second.shared_info.data) == bytes(first.shared_info.data)
+    assert {gpa: bytes(piece.data) for gpa, piece in copied.pieces.items()} == {
+        gpa: bytes(piece.data) for gpa, piece in memory.pieces.items()
+    }
+    assert [vcpu.upcalls for vcpu in second.vcpus] == [vcpu.upcalls for vcpu in first.vcpus]

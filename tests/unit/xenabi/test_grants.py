@@ -2,14 +2,19 @@
 
 import errno
 import struct
+import threading
+import time
+from contextlib import suppress
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.unit.fakes import Bytes
 from tests.unit.frontend import Guest
 from vmm.devices.ring.granted import GrantedPages
-from vmm.xenabi.grants import MAX_FRAMES
+from vmm.xenabi.constants import PAGE_BYTES
+from vmm.xenabi.grants import MAX_FRAMES, TABLE_PAGES, GrantTable
 from vmm.xenabi.values import Domid, GrantRef, XenError
 
 READING, WRITING = 8, 16
@@ -158,3 +163,77 @@ def test_a_grant_of_the_page_that_stands_for_none_is_one_like_others() -> None:
     assert guest.in_use() == held
     guest.grants.release_all(held, write=True)
     assert guest.in_use() == guest.grants.in_use() == []
+
+
+def test_the_version_does_not_change_while_another_thread_begins_or_ends_a_use() -> None:
+    class Watched(Bytes):
+        beyond = 0
+
+        def fetch_and_64(self, offset_bytes: int, bits: int) -> int:
+            if offset_bytes + 8 > len(self.data):
+                self.beyond += 1
+                return 0
+            return super().fetch_and_64(offset_bytes, bits)
+
+    ref, table, faults = GrantRef(32000), Watched(TABLE_PAGES * PAGE_BYTES), []
+    grants = GrantTable(0, table)
+    grants.grow(64)
+    ends = time.monotonic() + 1
+
+    def guest() -> None:
+        while time.monotonic() < ends:
+            with suppress(XenError):
+                grants.set_version(2)
+                grants.set_version(1)
+                table.write(ref * 8, struct.pack("<HHI", 1, BACKEND, 5))
+
+    thread = threading.Thread(target=guest)
+    thread.start()
+    while time.monotonic() < ends:
+        try:
+            grants.acquire(ref, BACKEND, write=True)
+            grants.release(ref, write=True)
+        except XenError:
+            pass
+        except IndexError as error:
+            faults.append(error)
+    thread.join()
+    assert (table.beyond, faults) == (0, [])
+
+
+@given(
+    version=st.sampled_from([1, 2]),
+    frames=st.integers(1, 64),
+    uses=st.lists(st.tuples(st.integers(8, 40), st.booleans()), max_size=12),
+    later=st.lists(st.tuples(st.integers(8, 40), st.booleans()), max_size=12),
+)
+def test_a_table_that_is_given_out_and_taken_back_answers_as_before(
+    version: int, frames: int, uses: list[tuple[int, bool]], later: list[tuple[int, bool]]
+) -> None:
+    pages = Bytes(TABLE_PAGES * PAGE_BYTES)
+    first = GrantTable(0, pages)
+    first.set_version(version)
+    first.grow(frames)
+    for ref in range(8, 41):
+        entry = struct.pack("<HHIQ", 1 | ref % 2 << 2, BACKEND, 0, ref) if version == 2 else None
+        pages.write(ref * 16 if version == 2 else ref * 8, entry or struct.pack("<HHI", 1 | ref % 2 << 2, BACKEND, ref))
+
+    def answers(table: GrantTable, wanted: list[tuple[int, bool]]) -> list[int]:
+        found = []
+        for ref, write in wanted:
+            try:
+                found.append(table.acquire(GrantRef(ref), BACKEND, write=write))
+            except XenError as error:
+                found.append(-error.code)
+        return found
+
+    answers(first, uses)
+    copied = Bytes(TABLE_PAGES * PAGE_BYTES)
+    copied.write(0, bytes(pages.data))
+    second = GrantTable(0, copied)
+    second.restore(first.record())
+    assert answers(second, later) == answers(first, later)
+    for ref in first.in_use():
+        for table in (first, second):
+            table.release(ref, write=bool(dict(table.record().users)[ref] >> 32))
+    assert (first.record(), bytes(pages.data)) == (second.record(), bytes(copied.data))

@@ -13,11 +13,14 @@ from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.hypercalls import TABLE, Entry, dispatch, name_of
 from vmm.xenabi.structs import (
     AddToPhysmap,
+    AddToPhysmapBatch,
     EvtchnStatus,
+    GnttabCacheFlush,
     GnttabSetupTable,
     HvmParamOp,
     MemoryReservation,
     MulticallEntry,
+    SchedPoll,
     SetSingleshotTimer,
 )
 from vmm.xenabi.values import Restart, Wait
@@ -250,3 +253,68 @@ def test_the_one_assist_of_a_pvh_guest_can_be_turned_on_and_off(domain: Domain) 
     assert dispatch(domain.call(Hypercall.vm_assist, 1, 5)) == 0
     assert not domain.assists
     assert dispatch(domain.call(Hypercall.vm_assist, 0, 4)) == -errno.EINVAL
+
+
+def multicall(domain: Domain, *entries: MulticallEntry) -> int:
+    size = MulticallEntry.sizeof()
+    domain.vcpus[0].write_virtual(ARGUMENT, b"".join(entry.pack() for entry in entries))
+    return size
+
+
+def test_an_entry_of_a_multicall_that_gives_way_goes_on_where_it_was(domain: Domain) -> None:
+    reservation(domain, [0x1000 + 512 * index for index in range(2)], order=9)
+    domain.vcpus[0].write_virtual(0x4000, domain.vcpus[0].read_virtual(ARGUMENT, MemoryReservation.sizeof()))
+    size = multicall(
+        domain,
+        MulticallEntry(op=Hypercall.xen_version, arg0=0),
+        MulticallEntry(op=Hypercall.memory_op, arg0=1, arg1=0x4000),
+        MulticallEntry(op=Hypercall.xen_version, arg0=0),
+    )
+    assert dispatch(domain.call(Hypercall.multicall, ARGUMENT, 3)) == Restart((ARGUMENT + size, 2))
+    assert dispatch(domain.call(Hypercall.multicall, ARGUMENT + size, 2)) == 0
+    results = [
+        MulticallEntry.unpack(domain.vcpus[0].read_virtual(ARGUMENT + index * size, size)).result for index in range(3)
+    ]
+    assert results == [0x40011, 2, 0x40011]
+
+
+def test_an_entry_of_a_multicall_that_waits_is_answered_once_it_has(domain: Domain) -> None:
+    domain.vcpus[0].write_virtual(0x4000, SchedPoll().pack())
+    size = multicall(domain, MulticallEntry(op=Hypercall.sched_op, arg0=3, arg1=0x4000, result=99))
+    outcome = dispatch(domain.call(Hypercall.multicall, ARGUMENT, 1))
+    assert isinstance(outcome, Wait)
+    assert outcome.finish() == Restart((ARGUMENT + size, 0))
+    assert MulticallEntry.unpack(domain.vcpus[0].read_virtual(ARGUMENT, size)).result == 0
+
+
+def test_a_long_batch_of_pages_gives_way_and_goes_on_where_it_was(domain: Domain) -> None:
+    op = AddToPhysmapBatch(domid=DOMID_SELF, space=1, size=130, idxs=0x4000, gpfns=0x5000, errs=0x6000)
+    domain.vcpus[0].write_virtual(ARGUMENT, op.pack())
+    for done in (64, 128):
+        command = 23 | done - 64 << 6
+        assert dispatch(domain.call(Hypercall.memory_op, command, ARGUMENT)) == Restart((23 | done << 6,))
+    assert dispatch(domain.call(Hypercall.memory_op, 23 | 128 << 6, ARGUMENT)) == 0
+    assert dispatch(domain.call(Hypercall.memory_op, 23 | 131 << 6, ARGUMENT)) == -errno.EILSEQ
+
+
+def test_every_guest_may_know_how_much_ram_the_host_has(domain: Domain) -> None:
+    assert dispatch(domain.call(Hypercall.memory_op, 2)) == domain.hypervisor.highest_page
+    assert dispatch(domain.call(Hypercall.memory_op, 2 | 1 << 6)) == -errno.EINVAL
+
+
+@pytest.mark.parametrize(
+    ("fields", "result"),
+    [
+        ({"offset": 4096, "length": 1, "op": 1}, -errno.EINVAL),
+        ({"length": 4097, "op": 1}, -errno.EINVAL),
+        ({"offset": 4000, "length": 200, "op": 1}, -errno.EINVAL),
+        ({"length": 16, "op": 4}, -errno.EINVAL),
+        ({"length": 0, "op": 1}, 0),
+        ({"length": 16, "op": 0}, 0),
+        ({"length": 16, "op": 1, "dev_bus_addr": 1 << 60}, -errno.EINVAL),
+        ({"length": 16, "op": 3, "dev_bus_addr": 0x1000}, -errno.EPERM),
+    ],
+)
+def test_caches_are_flushed_for_nobody(domain: Domain, fields: dict[str, int], result: int) -> None:
+    domain.vcpus[0].write_virtual(ARGUMENT, GnttabCacheFlush(**fields).pack())
+    assert dispatch(domain.call(Hypercall.grant_table_op, 12, ARGUMENT, 1)) == result

@@ -481,3 +481,44 @@ def test_numbers_are_the_headers() -> None:
     names = header[header.index("XS_CONTROL,") : header.index("XS_TYPE_COUNT")]
     listed = [word.strip(" ,") for word in names.splitlines() if word.strip().startswith("XS_")]
     assert [f"XS_{kind.name}" for kind in Kind] == [name.partition(" ")[0] for name in listed]
+
+
+def test_a_transaction_that_writes_one_node_for_ever_takes_no_more_room(store: Store, guest: Client) -> None:
+    transaction = start(guest)
+    for number in range(2000):
+        guest.ask(Kind.WRITE, b"data/x\0%d" % number, transaction)
+    assert len(guest.connection._transactions[transaction].changes) == 1
+    watching = Client(store, DOM0)
+    watching.ask(Kind.WATCH, b"/local/domain/1/data\0t\0")
+    watching.events()
+    guest.ask(Kind.TRANSACTION_END, b"T\0", transaction)
+    assert watching.events() == [("/local/domain/1/data/x", "t")]
+
+
+PATHS = st.sampled_from(["/a", "/a/b", "/a/b/c", "/local/domain/1/data/x", "/local/domain/1/data", "/tool"])
+
+
+@given(
+    steps=st.lists(st.tuples(st.sampled_from("wrm"), PATHS, st.binary(max_size=4)), max_size=20),
+    later=st.lists(st.tuples(st.sampled_from("wrm"), PATHS, st.binary(max_size=4)), max_size=10),
+)
+def test_a_tree_that_is_given_out_and_taken_back_answers_as_before(
+    steps: list[tuple[str, str, bytes]], later: list[tuple[str, str, bytes]]
+) -> None:
+    def act(on: Store, asked: list[tuple[str, str, bytes]]) -> list[object]:
+        client, found = on.connect(Domid(1), lambda: None), []
+        for kind, path, value in asked:
+            what = {"w": Kind.WRITE, "r": Kind.READ, "m": Kind.RM}[kind]
+            payload = path.encode() + b"\0" + (value if kind == "w" else b"")
+            client.handle(Message(what, 1, 0, payload))
+            found.append(client.take())
+        return found
+
+    first, second = Store(), Store()
+    describe_dom0(first)
+    first.write("/local/domain/1", "", (Permission(Domid(1), False, False),))
+    act(first, steps)
+    second.tree.restore(first.tree.record())
+    assert act(second, later) == act(first, later)
+    assert second.tree.record() == first.tree.record()
+    assert second.tree.owned_by(Domid(1)) == first.tree.owned_by(Domid(1))

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from tests.unit.fakes import Bytes
 from tests.unit.xenstore.test_server import FACTS
 from vmm.cli.main import main
 from vmm.cli.xenstore import shown
 from vmm.errors import PyvmmError
+from vmm.xenabi.values import Domid
 from vmm.xenstore.client import Client
 from vmm.xenstore.layout import describe_domain
 from vmm.xenstore.service import Xenstore
@@ -140,3 +142,13 @@ def test_socket_in_use_is_refused_and_a_dead_one_replaced(service: Xenstore, pat
 
 def test_values_are_shown_with_escapes() -> None:
     assert shown(b"a\0\x7f\xff\n") == "a\\000\\177\\377\\n"
+
+
+def test_a_domain_that_is_released_leaves_no_descriptor() -> None:
+    service = Xenstore()
+    before = len(os.listdir("/proc/self/fd"))
+    for domid in range(1, 21):
+        service.introduce(FACTS._replace(domid=Domid(domid)), Bytes(), lambda: None)
+        service.release(Domid(domid))
+    assert len(os.listdir("/proc/self/fd")) == before
+    service.close()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from vmm.devices.block.protocol import SECTOR_BYTES
 from vmm.errors import PyvmmError
+from vmm.host import log
 
 BLKSSZGET, BLKPBSZGET, BLKDISCARD = 0x1268, 0x127B, 0x1277
 FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE = 1, 2
@@ -58,7 +59,13 @@ class RawImage:
                     f"--disk {self.path} looks like {found}: add `,format={found}`, or `,format=raw` if it is not"
                 )
         self.discard_zeroes = not self.is_device
-        self.size_bytes = os.lseek(fd, 0, os.SEEK_END) // SECTOR_BYTES * SECTOR_BYTES
+        all_bytes = os.lseek(fd, 0, os.SEEK_END)
+        self.size_bytes = all_bytes // SECTOR_BYTES * SECTOR_BYTES
+        if all_bytes > self.size_bytes > 0:
+            log.get(__name__).warning(
+                "the guest does not see the end of a disk image, which is no whole number of sectors",
+                file=str(self.path), bytes=all_bytes, left_out=all_bytes - self.size_bytes,
+            )  # fmt: skip
         if not self.size_bytes:
             raise PyvmmError(f"--disk {self.path} holds less than a sector of {SECTOR_BYTES} bytes")
         self.sector_bytes = self._from_device(BLKSSZGET) if self.is_device else SECTOR_BYTES

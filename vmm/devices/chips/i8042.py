@@ -6,6 +6,7 @@ As much as a driver asks while it looks for its devices.  Source: IBM PS/2 Techn
 import threading
 from collections import deque
 from collections.abc import Callable
+from typing import NamedTuple
 
 from vmm.devices.bus.ports import PortRange
 
@@ -25,6 +26,15 @@ _MOUSE = {0xFF: b"\xfa\xaa\x00", 0xF2: b"\xfa\x00", 0xE9: b"\xfa\x00\x02\x64", 0
 """What the devices answer to a command, where that is more than an acknowledgement."""
 
 
+class I8042Record(NamedTuple):
+    """The controller as data: what waits to be read are bytes, and whether each came from the mouse."""
+
+    control: int
+    command: int
+    last_was_command: bool
+    waiting: tuple[tuple[int, bool], ...]
+
+
 class I8042:
     """`_lock` guards its registers and what waits to be read."""
 
@@ -38,6 +48,17 @@ class I8042:
         self._command = 0
         self._last_was_command = False
         self._waiting: deque[tuple[int, bool]] = deque()
+
+    def record(self) -> I8042Record:
+        """The controller as data."""
+        with self._lock:
+            return I8042Record(self._control, self._command, self._last_was_command, tuple(self._waiting))
+
+    def restore(self, record: I8042Record) -> None:
+        """Go on as another did."""
+        with self._lock:
+            self._control, self._command, self._last_was_command = record[:3]
+            self._waiting = deque(record.waiting)
 
     def read_port(self, port: int, size_bytes: int) -> int:
         """Status, or the next byte that waits."""

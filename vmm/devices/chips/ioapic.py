@@ -7,6 +7,7 @@ Source: Intel 82093AA data sheet; version 0x11, as Xen shows it to a PVH dom0.
 
 import threading
 from collections.abc import Callable
+from typing import NamedTuple
 
 VERSION = 0x11
 
@@ -28,6 +29,15 @@ def message(entry: int) -> tuple[int, int]:
     address = _MESSAGE_ADDRESS | (entry >> 56) << 12 | (_MESSAGE_LOGICAL if entry & _LOGICAL else 0)
     data = entry & (_VECTOR | _DELIVERY_MODE)
     return address, data | (_MESSAGE_LEVEL | _MESSAGE_ASSERT if entry & _LEVEL else 0)
+
+
+class IoApicRecord(NamedTuple):
+    """An IOAPIC as data."""
+
+    selected: int
+    id: int
+    entries: tuple[int, ...]
+    high: tuple[bool, ...]
 
 
 class IoApic:
@@ -107,6 +117,19 @@ class IoApic:
                 if entry & _LEVEL and entry & _VECTOR == vector and entry & _REMOTE_IRR:
                     self._entries[line] &= ~_REMOTE_IRR
                     self._deliver_level(line)
+
+    def record(self) -> IoApicRecord:
+        """The table and the lines as data."""
+        with self._lock:
+            return IoApicRecord(self._selected, self._id, tuple(self._entries), tuple(self._high))
+
+    def restore(self, record: IoApicRecord) -> None:
+        """Go on as another did: its lines lead where they led."""
+        with self._lock:
+            self._selected, self._id = record.selected, record.id
+            self._entries, self._high = list(record.entries), list(record.high)
+            for line, entry in enumerate(self._entries):
+                self._route(line, None if entry & _MASKED else message(entry))
 
     def bound(self) -> list[tuple[int, int]]:
         """The lines that are unmasked, with their vectors."""

@@ -6,6 +6,7 @@ Source: Motorola MC146818A data sheet; Linux drivers/rtc/rtc-mc146818-lib.c for 
 import threading
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from vmm.devices.bus.ports import PortRange
 
@@ -26,6 +27,15 @@ _ANY = 0xC0
 Arm = Callable[[int], None]
 
 
+class RtcRecord(NamedTuple):
+    """The clock as data: its registers, and how far its time is ahead of the host's, seconds."""
+
+    selected: int
+    registers: bytes
+    ahead_s: float
+    flags: int
+
+
 class Rtc:
     """`_lock` guards its registers.  `arm(delay_ns)` has `tick` called after so long, 0 never; `interrupt` is its edge."""
 
@@ -41,6 +51,19 @@ class Rtc:
         self._bytes[_A], self._bytes[_B] = _DIVIDER_RUNS, _24_HOURS
         self._ahead_s = 0.0
         self._flags = 0
+
+    def record(self) -> RtcRecord:
+        """The clock as data."""
+        with self._lock:
+            return RtcRecord(self._index, bytes(self._bytes), self._ahead_s, self._flags)
+
+    def restore(self, record: RtcRecord) -> None:
+        """Go on as another did."""
+        with self._lock:
+            self._index, self._bytes, self._ahead_s, self._flags = (
+                record.selected, bytearray(record.registers), record.ahead_s, record.flags,
+            )  # fmt: skip
+            self._arm(self._to_next_second() if self._bytes[_B] & (_ALARM_BIT | _UPDATE) else 0)
 
     # --------------------------------------------------------------------------------------- ports
 

@@ -5,6 +5,7 @@ Source: the National Semiconductor PC16550D data sheet.
 
 import threading
 from collections import deque
+from typing import NamedTuple
 
 from vmm.devices.bus.ports import PortRange
 from vmm.host.chardev import Sink
@@ -22,6 +23,15 @@ _CARRIER_AND_READY = 0xB0  # DCD, DSR, CTS
 _MODEM_LINES = 0x0F
 
 
+class UartRecord(NamedTuple):
+    """A port as data."""
+
+    registers: bytes
+    divisor: bytes
+    fifos: bool
+    input: bytes
+
+
 class Uart:
     """One port.  Registers belong to whichever vCPU accesses them; `_lock` guards the input."""
 
@@ -35,6 +45,17 @@ class Uart:
         self._lock = threading.Condition()
         self._input: deque[int] = deque()
         self._closed = False
+
+    def record(self) -> UartRecord:
+        """The port as data; its vCPUs are paused."""
+        with self._lock:
+            return UartRecord(bytes(self._registers), bytes(self._divisor), self._fifos, bytes(self._input))
+
+    def restore(self, record: UartRecord) -> None:
+        """Go on as another did."""
+        with self._lock:
+            self._registers, self._divisor = bytearray(record.registers), bytearray(record.divisor)
+            self._fifos, self._input = record.fifos, deque(record.input)
 
     def type(self, data: bytes) -> None:
         """Input for the guest; returns when there is room for more.  From any thread but a vCPU's."""

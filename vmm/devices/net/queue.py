@@ -54,6 +54,9 @@ ETHERNET_BYTES, VLAN_BYTES = 14, 4
 FATAL_SLOTS = 20
 """Pieces of a packet that no honest front end sends (Linux's back end draws the line there, too)."""
 PACKETS_A_TURN = 64
+POSTS_A_TURN = 4
+"""Times that a guest's room is taken over before its other work has its turn: it may post what cannot be used, for ever."""
+
 PUSH_BYTES = 1 << 16
 """Received bytes that the guest is shown at the latest: it works on them while the next are read."""
 
@@ -306,7 +309,9 @@ class NetQueue:
 
     def _prepare(self) -> bool:
         """Have room for the largest packet; False where the guest has to post more first."""
-        while len(self._buffers) - self._next < self._needed:
+        for _ in range(POSTS_A_TURN):
+            if len(self._buffers) - self._next >= self._needed:
+                return True
             self._push_received()
             posted = self._rx.take_bytes()
             if not posted:
@@ -326,7 +331,7 @@ class NetQueue:
             self._ids += compress(ids, pages)
             self._posted += compress(refs, pages)
             self._buffers += filter(None, pages)
-        return True
+        return len(self._buffers) - self._next >= self._needed  # else the wire calls again, after whoever else waits
 
     def _wanted(self, page: memoryview) -> bool:
         if not self._options.multicast_control or not page[0] & 1:

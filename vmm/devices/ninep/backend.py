@@ -8,6 +8,7 @@ from vmm.devices.ninep.mover import Mover
 from vmm.devices.ninep.ring import MAX_ORDER, ShareRing
 from vmm.devices.ninep.server import find_server, start_server
 from vmm.devices.ninep.spec import Share
+from vmm.errors import PyvmmError
 from vmm.xenabi.byte_ring import RingBroken
 from vmm.xenabi.values import XenError
 
@@ -56,7 +57,12 @@ class ShareBackend:
                 ring.close()
             reason = "does not name pages granted to domain 0" if isinstance(error, XenError) else str(error)
             raise FrontendError(f"ring-ref{len(rings)}: {reason}") from None
-        server = start_server(self._share.path, read_only=self._share.read_only)
+        try:
+            server = start_server(self._share.path, read_only=self._share.read_only)
+        except (PyvmmError, OSError):
+            for ring in rings:
+                ring.close()
+            raise
         mover = Mover(f"9pfs-{self._share.tag}", server, rings, bytes(self._share.path), failed)
         self._mover = mover
         for number in range(count):

@@ -82,12 +82,33 @@ class Wiring(NamedTuple):
     """Whether writes of two bytes to an address signal an eventfd: address, descriptor, on or off."""
 
 
+class QueueRecord(NamedTuple):
+    """A queue as data: as the driver has set it up, and where it is while it is served."""
+
+    size: int
+    vector: int
+    enabled: int
+    addresses: tuple[int, ...]
+    indices: tuple[int, int, int] | None
+
+
+class VirtioRecord(NamedTuple):
+    """A function as data.  Its queues' requests are all answered."""
+
+    config: bytes
+    values: tuple[tuple[str, int], ...]
+    driver_features: int
+    queues: tuple[QueueRecord, ...]
+    messages: tuple[bytes, int]
+
+
 class _Queue:
     def __init__(self) -> None:
         self.size = MAX_ENTRIES
         self.vector = _NO_VECTOR
         self.enabled = 0
         self.addresses = [0, 0, 0]
+        self.ring: VirtQueue | None = None
 
 
 class VirtioPci(Function):
@@ -256,12 +277,39 @@ class VirtioPci(Function):
         if value & _DRIVER_OK and not before & _DRIVER_OK:
             self._start()
 
-    def _start(self) -> None:
+    def record(self) -> VirtioRecord:
+        """The function as data; its vCPUs are paused, and its queues' requests answered."""
+        with self._lock:
+            queues = tuple(
+                QueueRecord(
+                    queue.size, queue.vector, queue.enabled, tuple(queue.addresses),
+                    None if queue.ring is None else queue.ring.record(),
+                )
+                for queue in self._queues
+            )  # fmt: skip
+            return VirtioRecord(
+                self.config_record(), tuple(self._values.items()), self._driver_features, queues, self._msix.record()
+            )
+
+    def restore(self, record: VirtioRecord) -> None:
+        """Go on as another did, whose memory is there; this one is new.  Its servers go on where the other's were."""
+        with self._lock:
+            self.restore_config(record.config)
+            self._values.update(record.values)
+            self._driver_features = record.driver_features
+            for queue, row in zip(self._queues, record.queues, strict=True):
+                queue.size, queue.vector, queue.enabled = row.size, row.vector, row.enabled
+                queue.addresses = list(row.addresses)
+            self._msix.restore(record.messages)
+            if self._values["device_status"] & _DRIVER_OK:
+                self._start([row.indices for row in record.queues])
+
+    def _start(self, indices: "Sequence[tuple[int, int, int] | None] | None" = None) -> None:
         if not self._values["device_status"] & _FEATURES_OK:
             return
         event_index = bool(self._driver_features & EVENT_IDX)
         try:
-            queues = []
+            queues: list[tuple[VirtQueue, Interrupt]] = []
             for queue in self._queues:
                 if not queue.enabled:
                     break
@@ -269,6 +317,10 @@ class VirtioPci(Function):
                     self._wiring.memory, Place(queue.size, *queue.addresses), self._wiring.memory_fault,
                     event_index=event_index,
                 )  # fmt: skip
+                place = None if indices is None else indices[len(queues)]
+                if place is not None:
+                    ring.restore(place)
+                queue.ring = ring
                 queues.append((ring, self._interrupt_for(queue)))
             self._servers = self._device.open(self._driver_features, queues)
         except (QueueBroken, OSError) as error:

@@ -69,6 +69,14 @@ class VirtQueue:
             raise
         self._taken = self._returned = self._shown = 0
 
+    def record(self) -> tuple[int, int, int]:
+        """Where it is, as data: the indices up to which it has taken, given back, and shown."""
+        return self._taken, self._returned, self._shown
+
+    def restore(self, record: tuple[int, int, int]) -> None:
+        """Go on where another was; before it is served."""
+        self._taken, self._returned, self._shown = record
+
     def take(self) -> list[Chain]:
         """All requests that wait; QueueBroken."""
         (index,) = _U16.unpack_from(self._available, 2)

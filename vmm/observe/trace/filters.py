@@ -59,7 +59,10 @@ def _is(record: Record, pattern: str) -> bool:
 
 
 def parse_filter(text: str) -> Filter:
-    """Terms between commas: a name or pattern, `!` before what is not wanted, `vcpu=N`, `dom=N`, `failed`.  UsageError."""
+    """Terms between commas: a name or pattern, `!` before it for what is unwanted, `vcpu=N`, `dom=N`, `failed`, `all`.
+
+    UsageError.
+    """
     names: list[str] = []
     but: list[str] = []
     numbers: dict[str, int] = {}
@@ -69,6 +72,8 @@ def parse_filter(text: str) -> Filter:
             numbers[match[1]] = int(match[2])
         elif term == "failed":
             failed = True
+        elif term == "all":
+            names.append("*")
         else:
             name = check_name(term.removeprefix("!"), "--trace")
             (but if term.startswith("!") else names).append(name)

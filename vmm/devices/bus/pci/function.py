@@ -83,6 +83,14 @@ class Function:
         """As the firmware leaves it."""
         self._bytes[_COMMAND] |= MEMORY_SPACE
 
+    def config_record(self) -> bytes:
+        """Configuration space as data."""
+        return bytes(self._bytes)
+
+    def restore_config(self, record: bytes) -> None:
+        """Have another's configuration space; the bus looks where the BARs are at the next write."""
+        self._bytes[:] = record
+
     def read_config(self, offset: int, size_bytes: int) -> int:
         return self.get(offset, size_bytes)
 

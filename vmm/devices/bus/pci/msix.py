@@ -86,6 +86,17 @@ class MsiX:
             else:
                 self._lines[vector].send()
 
+    def record(self) -> tuple[bytes, int]:
+        """The table and the pending bits as data."""
+        with self._lock:
+            return bytes(self._table), self._pending
+
+    def restore(self, record: tuple[bytes, int]) -> None:
+        """Go on as another did; the function's configuration space is there."""
+        with self._lock:
+            self._table[:], self._pending = record
+        self._update()
+
     def close(self) -> None:
         """The function is gone, and gives its lines back."""
         for line in self._lines:
