@@ -6,7 +6,7 @@ from typing import NamedTuple
 from vmm.cli.arguments import Parser, make_parser
 
 
-class Option(NamedTuple):
+class Offered(NamedTuple):
     """One option: its spellings, what it takes, and what it is for."""
 
     names: tuple[str, ...]
@@ -15,7 +15,7 @@ class Option(NamedTuple):
     help: str
 
 
-def options_by_command() -> dict[str, tuple[str, list[Option]]]:
+def options_by_command() -> dict[str, tuple[str, list[Offered]]]:
     """What each command is for, and its options."""
     parser = make_parser()
     (commands,) = (action for action in parser._actions if isinstance(action, argparse._SubParsersAction))
@@ -23,9 +23,9 @@ def options_by_command() -> dict[str, tuple[str, list[Option]]]:
     return {name: (meanings.get(name, ""), _options(command)) for name, command in commands.choices.items()}
 
 
-def _options(parser: Parser) -> list[Option]:
+def _options(parser: Parser) -> list[Offered]:
     return [
-        Option(
+        Offered(
             tuple(action.option_strings),
             tuple(map(str, action.choices or ())),
             action.nargs != 0,
@@ -83,7 +83,7 @@ def _bash() -> str:
     return _BASH.format(commands=" ".join(found), values="\n".join(values), options="\n".join(options), control=control)
 
 
-def _names(options: list[Option]) -> str:
+def _names(options: list[Offered]) -> str:
     return " ".join(name for option in options for name in option.names)
 
 

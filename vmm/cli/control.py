@@ -3,6 +3,7 @@
 import sys
 from typing import Any, NamedTuple
 
+from vmm.devices.kinds import KINDS, Row
 from vmm.errors import ExitStatus
 
 
@@ -27,6 +28,20 @@ class Command(NamedTuple):
 
 
 _FORCE = (("--force", "whether or not the guest lets it go"),)
+
+
+def _of_devices(name: str, row: Row) -> tuple[Command, Command]:
+    return (
+        Command(
+            f"attach-{name}", f"give a running guest {row.what}", (Word("spec", f"as for run --{name}"),), (f" {row.example}",)
+        ),
+        Command(
+            f"detach-{name}", f"take {row.what} away again", (Word("device", row.named_by),),
+            (f" {row.named_by.split(' ')[0].rstrip(',')}",), _FORCE,
+        ),
+    )  # fmt: skip
+
+
 COMMANDS: list[Command] = [
     Command("shutdown", "ask a guest's kernel to power off"),
     Command("reboot", "ask a guest's kernel to reboot"),
@@ -40,21 +55,7 @@ COMMANDS: list[Command] = [
         (Word("size", "512M; at most what it started with"),), (" 256M",),
     ),
     Command("set-vcpus", "plug a guest's vCPUs in or out", (Word("count", "how many it is to use", int),), (" 2",)),
-    Command(
-        "attach-disk", "give a running guest a disk", (Word("spec", "as for run --disk"),), (" data.img,ro",),
-    ),
-    Command(
-        "detach-disk", "take a disk away again", (Word("device", "xvdb, say", metavar="DISK"),), (" xvdb",), _FORCE,
-    ),
-    Command("attach-net", "give a running guest a network card", (Word("spec", "as for run --net"),), (" user",)),
-    Command(
-        "detach-net", "take a network card away again",
-        (Word("device", "0 for the first", metavar="NUMBER"),), (" 0",), _FORCE,
-    ),
-    Command("attach-share", "give a running guest a folder", (Word("spec", "as for run --share"),), (" src,ro",)),
-    Command(
-        "detach-share", "take a folder away again", (Word("device", "0 for the first", metavar="NUMBER"),), (" 0",), _FORCE,
-    ),
+    *(command for name, row in KINDS.items() for command in _of_devices(name, row)),
     Command(
         "trace", "print what a running guest does as it happens, until interrupted, like strace -p",
         (Word("filter", "as for run --trace (default: all)", required=False),), ("", " grant_table_op,failed"),

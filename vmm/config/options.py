@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from vmm.config.domain import default_image, parse_size, parse_xen_version
 from vmm.config.features import COMBINATIONS
-from vmm.devices.kinds import parse_specs
+from vmm.devices.kinds import KINDS, parse_specs
 from vmm.errors import UsageError
 from vmm.host import log
 from vmm.host.consoles import FORMS
@@ -182,20 +182,12 @@ OPTIONS: list[Option] = [
         ("--max-vcpus",), "how many `pyvmm set-vcpus` may plug in",
         Takes.INT, (Sets(Of.DOMAIN, "max_vcpus"),), metavar="N", use=_EVERYWHERE,
     ),
-    Option(
-        ("--disk",),
-        "a disk, the first one xvda: ro, name=xvdc, direct (no host cache), queues=N, nodiscard, format=qcow2",
-        Takes.MANY, _devices("disk"), default=(), metavar="PATH[,OPTION...]", use=_EVERYWHERE, argument="disks",
-    ),
-    Option(
-        ("--net",),
-        "a network card: tap, tap:NAME, bridge:NAME, or user (passt: needs no root); mac=ADDRESS, mtu=N, queues=N,"
-        " and for user hostfwd=tcp::8080-:80",
-        Takes.MANY, _devices("net"), default=(), metavar="KIND[,OPTION...]", use=_EVERYWHERE, argument="nets",
-    ),
-    Option(
-        ("--share",), "a folder of the host's, for `mount -t 9p -o trans=xen TAG DIR`: tag=NAME (default share0), ro",
-        Takes.MANY, _devices("share"), default=(), metavar="PATH[,OPTION...]", use=_EVERYWHERE, argument="shares",
+    *(
+        Option(
+            (f"--{name}",), row.help, Takes.MANY, _devices(name),
+            default=(), metavar=row.metavar, use=_EVERYWHERE, argument=f"{name}s",
+        )
+        for name, row in KINDS.items()
     ),
     Option(
         ("--root",), "use the host's own root, read-only, as the guest's, for --exec or a shell",

@@ -23,7 +23,7 @@ class Spec(Protocol):
         ...
 
 
-class Kind(NamedTuple):
+class DeviceKind(NamedTuple):
     """One kind of device."""
 
     name: str

@@ -1,10 +1,9 @@
 """The devices of one domain: one way to attach and detach, at its start and later, whatever the bus."""
 
 import threading
-from collections.abc import Callable
 from typing import Any, Protocol
 
-from vmm.devices.kind import Bus, Kind, Spec
+from vmm.devices.kind import Bus, Spec
 from vmm.devices.kinds import KINDS, kind_of
 from vmm.errors import PyvmmError, UsageError
 
@@ -70,7 +69,7 @@ class DeviceManager:
 
     def attach_text(self, name: str, text: str) -> str:
         """The same from what one writes behind the option of that name."""
-        kind = KINDS[name]()
+        kind = KINDS[name].load()
         with self._lock:
             self._forget_gone()
             used = {handle for other, handle in self._devices if other == name}
@@ -88,7 +87,7 @@ class DeviceManager:
 
     def detach(self, name: str, word: str, *, force: bool = False) -> None:
         """Take away the device of a kind that a user calls so.  UsageError, PyvmmError."""
-        kind = KINDS[name]()
+        kind = KINDS[name].load()
         handle = kind.handle_named(word)
         with self._lock:
             self._forget_gone()
@@ -120,5 +119,4 @@ class DeviceManager:
 
 
 def _xenbus(name: str) -> str:
-    kind: Callable[[], Kind] | None = KINDS.get(name)
-    return name if kind is None else kind().xenbus
+    return KINDS[name].load().xenbus if name in KINDS else name

@@ -143,7 +143,7 @@ class DomainLife:
             self._changed.notify_all()
 
 
-class Phase(Enum):
+class VcpuPhase(Enum):
     """Where a vCPU is in its life."""
 
     EMPTY = "empty"
@@ -168,17 +168,17 @@ class Step(Enum):
     STOP = "stop"
 
 
-STEPS: dict[tuple[Phase, Step], Phase] = {
-    (Phase.EMPTY, Step.INITIALISE): Phase.READY,
-    (Phase.READY, Step.START): Phase.UP,
-    (Phase.UP, Step.START): Phase.UP,
-    (Phase.DOWN, Step.START): Phase.UP,
-    (Phase.EMPTY, Step.SIPI): Phase.UP,
-    (Phase.READY, Step.SIPI): Phase.UP,
-    (Phase.UP, Step.SIPI): Phase.UP,
-    (Phase.UP, Step.DOWN): Phase.DOWN,
-    **{(phase, Step.DOWN): phase for phase in (Phase.EMPTY, Phase.READY, Phase.DOWN)},
-    **{(phase, Step.STOP): Phase.STOPPED for phase in Phase},
+STEPS: dict[tuple[VcpuPhase, Step], VcpuPhase] = {
+    (VcpuPhase.EMPTY, Step.INITIALISE): VcpuPhase.READY,
+    (VcpuPhase.READY, Step.START): VcpuPhase.UP,
+    (VcpuPhase.UP, Step.START): VcpuPhase.UP,
+    (VcpuPhase.DOWN, Step.START): VcpuPhase.UP,
+    (VcpuPhase.EMPTY, Step.SIPI): VcpuPhase.UP,
+    (VcpuPhase.READY, Step.SIPI): VcpuPhase.UP,
+    (VcpuPhase.UP, Step.SIPI): VcpuPhase.UP,
+    (VcpuPhase.UP, Step.DOWN): VcpuPhase.DOWN,
+    **{(phase, Step.DOWN): phase for phase in (VcpuPhase.EMPTY, VcpuPhase.READY, VcpuPhase.DOWN)},
+    **{(phase, Step.STOP): VcpuPhase.STOPPED for phase in VcpuPhase},
 }
 
 
@@ -195,12 +195,12 @@ class VcpuLife:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self.phase = Phase.EMPTY
+        self.phase = VcpuPhase.EMPTY
         self.held = Hold(0)
         self.runs = True
         """Whether it may enter KVM, be it to wait there for its start-up interrupt."""
 
-    def take(self, step: Step) -> Phase | None:
+    def take(self, step: Step) -> VcpuPhase | None:
         """Go on: the phase before; None where a vCPU in that phase does not go there."""
         with self._lock:
             before, after = self.phase, STEPS.get((self.phase, step))
@@ -223,4 +223,4 @@ class VcpuLife:
             self._update()
 
     def _update(self) -> None:
-        self.runs = not self.held and self.phase not in (Phase.DOWN, Phase.STOPPED)
+        self.runs = not self.held and self.phase not in (VcpuPhase.DOWN, VcpuPhase.STOPPED)

@@ -16,7 +16,7 @@ from vmm.host.errand import Errand
 from vmm.kvm import Exit, KvmError, MpState, VcpuFd
 from vmm.machine.clock import VcpuClock
 from vmm.machine.exits import Exits
-from vmm.machine.lifecycle import Hold, Phase, Step, VcpuLife
+from vmm.machine.lifecycle import Hold, Step, VcpuLife, VcpuPhase
 from vmm.machine.memory.paging import PageFault, pieces
 from vmm.machine.memory.regions import MemoryFault, SharedBytes
 from vmm.machine.parts import VcpuHost
@@ -68,7 +68,7 @@ class Vcpu:
     @property
     def online(self) -> bool:
         """Whether the guest uses it."""
-        return self.life.phase is Phase.UP
+        return self.life.phase is VcpuPhase.UP
 
     def enter(self, context: VcpuContext) -> None:
         """Set the state that the guest starts in, and have it start there; before its thread has started."""
@@ -80,7 +80,7 @@ class Vcpu:
 
     def start(self) -> None:
         """Let its thread run; again does no harm."""
-        if self._thread.ident is None and self.life.phase is not Phase.STOPPED:
+        if self._thread.ident is None and self.life.phase is not VcpuPhase.STOPPED:
             self._thread.start()
 
     def post(self, request: Callable[[], None]) -> None:
@@ -187,7 +187,7 @@ class Vcpu:
 
     def stop_requested(self) -> bool:
         """Whether the vCPU is to leave its hypercall since its domain ends."""
-        return self.life.phase is Phase.STOPPED
+        return self.life.phase is VcpuPhase.STOPPED
 
     def interrupts_enabled(self) -> bool:
         """RFLAGS.IF, as the guest left it."""
@@ -207,13 +207,13 @@ class Vcpu:
                 while self._requests:
                     self._requests.popleft()()
                 if not life.runs:
-                    if life.phase is Phase.STOPPED:
+                    if life.phase is VcpuPhase.STOPPED:
                         break
                     self._stirred.wait()
                     self._stirred.clear()
                     continue
                 reason = kvm.enter()
-                if life.phase is not Phase.UP and reason >= 0 and life.take(Step.SIPI) is not None:
+                if life.phase is not VcpuPhase.UP and reason >= 0 and life.take(Step.SIPI) is not None:
                     self.clock.choose_timekeeper()  # an application processor that got its start-up interrupt
                 handler = self._exits.get(reason)
                 if handler is None:
@@ -260,7 +260,7 @@ class Vcpu:
 
     def initialise(self, context: VcpuContext) -> None:
         """VCPUOP_initialise: the state that `up` starts it in."""
-        if self.life.phase is not Phase.EMPTY:
+        if self.life.phase is not VcpuPhase.EMPTY:
             raise XenError(errno.EEXIST)
 
         def set_it() -> None:
@@ -289,15 +289,15 @@ class Vcpu:
         before = self.life.take(Step.START)
         if before is None:
             raise XenError(errno.EINVAL)
-        if before is Phase.DOWN:
+        if before is VcpuPhase.DOWN:
             self._stirred.set()
-        elif before is Phase.READY:
+        elif before is VcpuPhase.READY:
             self.clock.choose_timekeeper()
             self.post(lambda: self.kvm.set_mp_state(MpState.RUNNABLE))
 
     def down(self) -> None:
         """VCPUOP_down: run no more, until `up`."""
-        if self.life.take(Step.DOWN) is Phase.UP:
+        if self.life.take(Step.DOWN) is VcpuPhase.UP:
             self._kick()
 
     def read_virtual(self, address: int, size_bytes: int) -> bytes:

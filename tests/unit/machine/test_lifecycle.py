@@ -14,9 +14,9 @@ from vmm.machine.lifecycle import (
     Hold,
     Life,
     Outcome,
-    Phase,
     Step,
     VcpuLife,
+    VcpuPhase,
     Verb,
     WrongLife,
 )
@@ -85,11 +85,11 @@ def test_every_life_leads_to_its_end(life: Life) -> None:
 def test_a_vcpu_is_started_by_hypercall_or_by_interrupt() -> None:
     by_call, by_interrupt = VcpuLife(), VcpuLife()
     assert by_call.take(Step.START) is None, "it has no state to start in"
-    assert by_call.take(Step.INITIALISE) is Phase.EMPTY
+    assert by_call.take(Step.INITIALISE) is VcpuPhase.EMPTY
     assert by_call.take(Step.INITIALISE) is None
-    assert by_call.take(Step.START) is Phase.READY
-    assert by_interrupt.take(Step.SIPI) is Phase.EMPTY
-    assert by_call.phase is by_interrupt.phase is Phase.UP
+    assert by_call.take(Step.START) is VcpuPhase.READY
+    assert by_interrupt.take(Step.SIPI) is VcpuPhase.EMPTY
+    assert by_call.phase is by_interrupt.phase is VcpuPhase.UP
 
 
 @given(st.lists(st.sampled_from([*Step, *Hold, *((hold, False) for hold in Hold)]), max_size=30))
@@ -104,4 +104,4 @@ def test_a_vcpu_runs_unless_it_is_down_stopped_or_held(steps: list[object]) -> N
         elif isinstance(step, tuple):
             life.let_go(step[0])
             holds &= ~step[0]
-        assert life.runs == (not holds and life.phase not in (Phase.DOWN, Phase.STOPPED))
+        assert life.runs == (not holds and life.phase not in (VcpuPhase.DOWN, VcpuPhase.STOPPED))

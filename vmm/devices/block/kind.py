@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from vmm.devices.block.spec import FORM, Disk, device_name, device_number, parse_disk
-from vmm.devices.kind import Bus, Kind
+from vmm.devices.kind import Bus, DeviceKind
 
 if TYPE_CHECKING:
     from vmm.devices.block.backend import BlockBackend
@@ -32,7 +32,7 @@ def _named(handle: int) -> str:
     return next((name for name in map(device_name, range(_LAST)) if device_number(name) == handle), str(handle))
 
 
-KIND = Kind(
+KIND = DeviceKind(
     name="disk",
     noun="disk",
     xenbus="vbd",

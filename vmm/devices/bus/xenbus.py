@@ -110,7 +110,7 @@ class Bound:
         self._events.disconnect(self._port, evtchn.Backend(self._bell))
 
 
-class Backend(Protocol):
+class DeviceBackend(Protocol):
     """A device: what it is called, and how its data path begins and ends.  All but `release` in xenstore's thread."""
 
     kind: str
@@ -222,7 +222,7 @@ class DeviceRecord(NamedTuple):
 class XenbusDevice:
     """One back end and the two directories of it.  Owned by xenstore's thread, but for `ended`."""
 
-    def __init__(self, xenstore: Xenstore, store: Store, guest: Guest, backend: Backend) -> None:
+    def __init__(self, xenstore: Xenstore, store: Store, guest: Guest, backend: DeviceBackend) -> None:
         self.backend = backend
         self.ended = threading.Event()
         """Set once it has been taken away."""
@@ -429,7 +429,7 @@ class Xenbus:
         self._lock = threading.Lock()
         self._attached: list[XenbusAttachment] = []
 
-    def attach(self, backend: Backend) -> XenbusAttachment:
+    def attach(self, backend: DeviceBackend) -> XenbusAttachment:
         """Show the domain a device, at any time; a back end that cannot be shown is released."""
 
         def create(store: Store) -> XenbusDevice:

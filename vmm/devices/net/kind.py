@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from vmm.devices.kind import Bus, Kind
+from vmm.devices.kind import Bus, DeviceKind
 from vmm.devices.net.spec import FORM, Net, parse_net
 from vmm.errors import UsageError
 
@@ -30,7 +30,7 @@ def _handle_named(word: str) -> int:
     return int(word)
 
 
-KIND = Kind(
+KIND = DeviceKind(
     name="net",
     noun="network card",
     xenbus="vif",

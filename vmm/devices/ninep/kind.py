@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from vmm.devices.kind import Bus, Kind
+from vmm.devices.kind import Bus, DeviceKind
 from vmm.devices.ninep.spec import FORM, Share, parse_share
 from vmm.errors import UsageError
 
@@ -22,7 +22,7 @@ def _handle_named(word: str) -> int:
     return int(word)
 
 
-KIND = Kind(
+KIND = DeviceKind(
     name="share",
     noun="share",
     xenbus="9pfs",
