@@ -159,3 +159,12 @@ def test_panic_is_a_crash_with_the_guests_last_words(
     assert ended.outcome is not None
     assert ended.outcome.reason in (ShutdownReason.crash, ShutdownReason.reboot)
     assert "Kernel panic" in ended.console
+
+
+def test_a_command_of_exec_that_panics_the_kernel_shows_the_panic_and_the_registers(
+    kernel: Callable[[str], Path], system: System
+) -> None:
+    done = pyvmm("run", kernel("6.1"), "-m", "256M", "--exec", "echo c >/proc/sysrq-trigger", timeout_s=TIMEOUT_S)
+    assert done.returncode == 3, done
+    assert "Kernel panic - not syncing: sysrq triggered crash" in done.stdout
+    assert re.search(r"^  rip=[0-9a-f]{16} ", done.stderr, re.MULTILINE), done.stderr

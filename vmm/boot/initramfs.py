@@ -38,6 +38,7 @@ $inside /bin/sh -c "$(cat /command)" </dev/null
 status=$?
 stty sane
 report-status $status
+grep -qw 'quiet loglevel=1' /proc/cmdline && echo 0 >/proc/sys/kernel/printk  # "Power down" is for emergencies
 """
 
 _END = """
