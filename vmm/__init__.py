@@ -5,7 +5,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vmm.testing.guest import Guest
 
-__all__ = ["Guest"]
+__all__ = ["Guest", "__version__"]
+
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str) -> Any:
@@ -13,5 +15,6 @@ def __getattr__(name: str) -> Any:
     if name == "Guest":
         from vmm.testing.guest import Guest
 
+        globals()["Guest"] = Guest
         return Guest
     raise AttributeError(f"module 'vmm' has no attribute {name!r}")

@@ -14,15 +14,19 @@ class CpioWriter:
         self._inode = 0
 
     def folder(self, name: str, mode: int = 0o755) -> None:
+        """Add a folder."""
         self._entry(name, stat.S_IFDIR | mode, b"")
 
     def file(self, name: str, content: bytes, mode: int = 0o644) -> None:
+        """Add a file with these bytes; `mode` is its permissions."""
         self._entry(name, stat.S_IFREG | mode, content)
 
     def symlink(self, name: str, target: str) -> None:
+        """Add a symbolic link."""
         self._entry(name, stat.S_IFLNK | 0o777, target.encode())
 
     def character_device(self, name: str, major: int, minor: int, mode: int = 0o600) -> None:
+        """Add a character device with these numbers."""
         self._entry(name, stat.S_IFCHR | mode, b"", (major, minor))
 
     def finish(self) -> bytes:

@@ -47,6 +47,7 @@ class Segment(NamedTuple):
 
     @property
     def end(self) -> int:
+        """The first address behind it, guest-physical."""
         return self.gpa + self.memory_bytes
 
 

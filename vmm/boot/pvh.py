@@ -23,11 +23,22 @@ LINUX_COMMAND_LINE_BYTES = 2048
 class Memory(Protocol):
     """Guest memory, as a loader needs it."""
 
-    def write(self, gpa: int, data: bytes | memoryview) -> None: ...
-    def take(self, gpa: int, other: HostMemory, start_bytes: int, size_bytes: int) -> None: ...
-    def map(self) -> list[MemmapEntry]: ...
+    def write(self, gpa: int, data: bytes | memoryview) -> None:
+        """To guest-physical memory."""
+        ...
+
+    def take(self, gpa: int, other: HostMemory, start_bytes: int, size_bytes: int) -> None:
+        """Bytes of the host's memory come here, as pages where they can."""
+        ...
+
+    def map(self) -> list[MemmapEntry]:
+        """The memory map that the guest is told."""
+        ...
+
     @property
-    def low_ram_bytes(self) -> int: ...
+    def low_ram_bytes(self) -> int:
+        """RAM below 4 GiB, bytes."""
+        ...
 
 
 class Module(NamedTuple):

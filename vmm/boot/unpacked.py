@@ -55,5 +55,6 @@ class Unpacked:
         return -1
 
     def close(self) -> None:
+        """Let the memory go."""
         self.memory.close()
         self._size = 0

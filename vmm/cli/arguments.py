@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
+from vmm import __version__
 from vmm.cli.control import COMMANDS
 from vmm.config.options import OPTIONS, For, Takes, default_of
 from vmm.errors import UsageError
@@ -51,12 +52,14 @@ class Parser(argparse.ArgumentParser):
         """Options whose value is behind `=`, if they have one: it is not the next word."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does it, with `--trace` alone standing for `--trace=`."""
         words = list(sys.argv[1:] if args is None else args)
         end = words.index("--") if "--" in words else len(words)
         words[:end] = [f"{word}=" if word in self.alone else word for word in words[:end]]
         return super().parse_known_args(words, namespace)
 
     def error(self, message: str) -> NoReturn:
+        """UsageError instead of a usage message and an exit."""
         raise UsageError(f"{message} (see {self.prog} --help)")
 
 
@@ -73,7 +76,7 @@ def make_parser(command: str | None = None) -> Parser:
         ),
         formatter_class=_Formatter,
     )
-    parser.add_argument("--version", action="version", version=f"pyvmm {_version()}" if "--version" in sys.argv else "")
+    parser.add_argument("--version", action="version", version=f"pyvmm {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     for name, add in GROUPS.items():
@@ -237,9 +240,3 @@ GROUPS: dict[str, Callable[[_Commands], None]] = {
     "completion": _add_completion,
 }
 """What adds a command to the parser; those on a running guest come together."""
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("pyvmm")

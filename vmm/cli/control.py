@@ -33,7 +33,8 @@ _FORCE = (("--force", "whether or not the guest lets it go"),)
 def _of_devices(name: str, row: Row) -> tuple[Command, Command]:
     return (
         Command(
-            f"attach-{name}", f"give a running guest {row.what}", (Word("spec", f"as for run --{name}"),), (f" {row.example}",)
+            f"attach-{name}", f"give a running guest {row.what}", (Word("spec", f"as for run --{name}"),),
+            (f" {row.example}",),
         ),
         Command(
             f"detach-{name}", f"take {row.what} away again", (Word("device", row.named_by),),

@@ -26,7 +26,10 @@ class Session(Protocol):
     """The guests of one process."""
 
     @property
-    def hypervisor(self) -> Hypervisor: ...
+    def hypervisor(self) -> Hypervisor:
+        """The hypervisor of all of them."""
+        ...
+
     def running(self) -> list[Running]:
         """All of them now, the first one first."""
         ...

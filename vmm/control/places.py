@@ -20,7 +20,7 @@ def folder() -> Path:
 
 
 def make_folder() -> Path:
-    """The same, made where it is missing.  PyvmmError where it is somebody else's, or others may write there."""
+    """That folder, made where it is missing.  PyvmmError where it is somebody else's, or others may write there."""
     place = folder()
     place.mkdir(mode=PRIVATE, parents=True, exist_ok=True)
     found = place.lstat()

@@ -9,7 +9,9 @@ class Counting(Protocol):
     """A queue."""
 
     @property
-    def counters(self) -> Counter[str]: ...
+    def counters(self) -> Counter[str]:
+        """What it has moved, by what the count is of."""
+        ...
 
 
 class Totals:

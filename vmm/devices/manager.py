@@ -68,7 +68,7 @@ class DeviceManager:
         return kind.named(handle)
 
     def attach_text(self, name: str, text: str) -> str:
-        """The same from what one writes behind the option of that name."""
+        """Give it a device from what is written behind the option of that name: what a user calls it.  PyvmmError."""
         kind = KINDS[name].load()
         with self._lock:
             self._forget_gone()

@@ -23,7 +23,9 @@ Offer = Callable[[bytes], None]
 class Sink(Protocol):
     """Whoever takes console output; called from any thread."""
 
-    def write(self, data: bytes) -> None: ...
+    def write(self, data: bytes) -> None:
+        """All of it, in order."""
+        ...
 
 
 class Chardev(Sink, Protocol):
@@ -37,13 +39,17 @@ class Chardev(Sink, Protocol):
         """Take no more output, and let a writer that waits return."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Let everything go."""
+        ...
 
 
 class Onlooker(Protocol):
     """A socket whose owner looks at a console."""
 
-    def sendall(self, data: bytes, /) -> None: ...
+    def sendall(self, data: bytes, /) -> None:
+        """All of it; OSError where it is not taken."""
+        ...
 
 
 class Tee:
@@ -114,11 +120,13 @@ class Output:
         return self._abort not in dict(poller.poll())
 
     def discard(self) -> None:
+        """Take no more output, and let a writer that waits return."""
         self._discarding = True
         if not self._closed:
             os.eventfd_write(self._abort, 1)
 
     def close(self) -> None:
+        """Let the descriptors go that are its own."""
         self.discard()
         with self._lock:
             if self._fd is not None and self._owned:
@@ -143,6 +151,7 @@ class Stdio(Output):
         self._terminal.start(offer)
 
     def close(self) -> None:
+        """Give the terminal back as it was."""
         if self._terminal is not None:
             self._terminal.restore()
         super().close()

@@ -128,6 +128,7 @@ class UnixServer(_Connected):
                 self._talk(client.fileno())
 
     def close(self) -> None:
+        """The socket's file goes, too."""
         super().close()
         self._server.close()
         self._path.unlink(missing_ok=True)
@@ -158,5 +159,6 @@ class Pty(_Connected):
                 self._talk(self._master)
 
     def close(self) -> None:
+        """The pseudo-terminal goes."""
         super().close()
         os.close(self._master)

@@ -30,6 +30,7 @@ class EventLoop:
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
     def start(self) -> None:
+        """Let the thread run."""
         self._thread.start()
 
     def post(self, callback: Callback) -> None:
@@ -81,6 +82,7 @@ class EventLoop:
             self._epoll.modify(fd, select.EPOLLIN | (select.EPOLLOUT if wanted else 0))
 
     def unwatch(self, fd: int) -> None:
+        """Run nothing more for a descriptor."""
         if self._readers.pop(fd, None) is not None:
             self._epoll.unregister(fd)
 
@@ -144,6 +146,7 @@ class Doorbell:
         self.fd = fd
 
     def ring(self) -> None:
+        """Have the answer run soon; from any thread."""
         self._loop.signal(self.fd)
 
     def close(self) -> None:

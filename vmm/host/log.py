@@ -43,15 +43,19 @@ class Logger:
         self._name = name
 
     def debug(self, event: str, **fields: Any) -> None:
+        """What only who looks for a fault wants to see."""
         self._emit("debug", event, fields)
 
     def info(self, event: str, **fields: Any) -> None:
+        """What happens."""
         self._emit("info", event, fields)
 
     def warning(self, event: str, **fields: Any) -> None:
+        """What somebody should know."""
         self._emit("warning", event, fields)
 
     def error(self, event: str, **fields: Any) -> None:
+        """What has failed."""
         self._emit("error", event, fields)
 
     def exception(self, event: str, **fields: Any) -> None:

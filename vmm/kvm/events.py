@@ -70,7 +70,7 @@ class EventTable:
         return bool(lib.pyvmm_queue(self.pointer, port, vcpu, priority, 1))
 
     def queue(self, port: int, vcpu: int, priority: int) -> bool:
-        """The same with an event that is pending already."""
+        """FIFO: queue an event that is pending already; whether its vCPU is to be told."""
         return bool(lib.pyvmm_queue(self.pointer, port, vcpu, priority, 0))
 
     def rings(self, port: int, fd: int) -> None:

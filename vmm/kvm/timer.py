@@ -49,4 +49,5 @@ class Timer:
         self._fired()
 
     def close(self) -> None:
+        """Let the descriptor go; nobody watches it any more."""
         os.close(self.fd)

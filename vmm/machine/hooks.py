@@ -82,7 +82,7 @@ class HookList:
         return carry
 
     def around_exit(self, vcpu: VcpuId, reason: int, proceed: Proceed) -> Proceed:
-        """The same for one kind of exit of one vCPU."""
+        """A function that handles one kind of exit of one vCPU by way of all hooks."""
         for hook in [hooks.exit for hooks in self._all if hooks.exit is not None]:
             proceed = _exit(hook, vcpu, reason, proceed)
         return proceed

@@ -36,8 +36,13 @@ class TimedVcpu(Protocol):
     """A vCPU whose timer KVM may keep."""
 
     @property
-    def clock(self) -> Timekeeper: ...
-    def post(self, request: Callable[[], None]) -> None: ...
+    def clock(self) -> Timekeeper:
+        """Its clock."""
+        ...
+
+    def post(self, request: Callable[[], None]) -> None:
+        """Run something in its thread before it next enters the guest."""
+        ...
 
 
 class KernelEvents:

@@ -25,11 +25,20 @@ class VcpuThread(Protocol):
     """A vCPU, as what belongs to it sees it."""
 
     @property
-    def id(self) -> VcpuId: ...
+    def id(self) -> VcpuId:
+        """Its number in the domain."""
+        ...
+
     @property
-    def kvm(self) -> VcpuFd: ...
+    def kvm(self) -> VcpuFd:
+        """Its descriptor of KVM's."""
+        ...
+
     @property
-    def online(self) -> bool: ...
+    def online(self) -> bool:
+        """Whether the guest uses it."""
+        ...
+
     @property
     def thread_id(self) -> int | None:
         """The host's number of its thread, once that has started."""
@@ -56,33 +65,59 @@ class KernelState(Protocol):
     """Whether KVM carries out the domain's event channels."""
 
     @property
-    def active(self) -> bool: ...
+    def active(self) -> bool:
+        """Whether it raises events of the 2-level ABI."""
+        ...
 
 
 class VcpuHost(DomainState, Protocol):
     """A domain, as its vCPUs see it."""
 
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """What the domain is called."""
+        ...
+
     @property
-    def memory(self) -> GuestMemory: ...
+    def memory(self) -> GuestMemory:
+        """Its address space."""
+        ...
+
     @property
-    def events(self) -> EventChannels: ...
+    def events(self) -> EventChannels:
+        """Its event channels."""
+        ...
+
     @property
-    def event_table(self) -> EventTable: ...
+    def event_table(self) -> EventTable:
+        """What the C loops know of them."""
+        ...
+
     @property
-    def kernel_events(self) -> KernelState: ...
+    def kernel_events(self) -> KernelState:
+        """What of them is KVM's."""
+        ...
+
     @property
     def kept_by_kvm(self) -> XenFlag:
         """What KVM does of the Xen ABI for this domain."""
         ...
 
     @property
-    def callback(self) -> Callback: ...
+    def callback(self) -> Callback:
+        """The vector of vCPUs that have none of their own."""
+        ...
+
     @property
-    def ports(self) -> Ports: ...
+    def ports(self) -> Ports:
+        """Its I/O ports."""
+        ...
+
     @property
-    def mmio(self) -> Mmio: ...
+    def mmio(self) -> Mmio:
+        """Its memory-mapped devices."""
+        ...
+
     @property
     def observed(self) -> bool:
         """Whether somebody wants to see all that happens: nothing is left to KVM or the C loop."""

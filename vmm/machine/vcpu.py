@@ -127,7 +127,7 @@ class Vcpu:
             self.ask(lambda: None)
 
     def hold(self, why: Hold) -> None:
-        """The same, in this vCPU's own thread, or before that has started."""
+        """Do not run on, until `resume`; in this vCPU's own thread, or before that has started."""
         self.life.hold(why)
 
     def resume(self, why: Hold) -> None:

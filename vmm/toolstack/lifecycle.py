@@ -22,7 +22,7 @@ def ask(hypervisor: Hypervisor, domain: Domain, action: str) -> bool:
 
 
 def ask_or_refuse(hypervisor: Hypervisor, domain: Domain, action: str) -> None:
-    """The same; PyvmmError where it does not listen."""
+    """Ask the guest's kernel for `poweroff` or `reboot`; PyvmmError where it does not listen."""
     if not ask(hypervisor, domain, action):
         raise PyvmmError(f"the guest's kernel does not listen for {action}; `pyvmm destroy` stops it at once")
 

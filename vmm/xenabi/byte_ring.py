@@ -9,8 +9,13 @@ _U32 = struct.Struct("<I")
 class Page(Protocol):
     """The ring's page."""
 
-    def read(self, offset_bytes: int, size_bytes: int) -> bytes: ...
-    def write(self, offset_bytes: int, data: bytes) -> None: ...
+    def read(self, offset_bytes: int, size_bytes: int) -> bytes:
+        """A copy of some bytes."""
+        ...
+
+    def write(self, offset_bytes: int, data: bytes) -> None:
+        """Change some bytes."""
+        ...
 
 
 class RingBroken(Exception):

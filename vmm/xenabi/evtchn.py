@@ -111,25 +111,25 @@ class NoKernelPorts:
     active = False
 
     def observe(self, wanted: bool) -> None:
-        pass
+        """Every event is raised here."""
 
     def bind_ipi(self, port: Port, vcpu: VcpuId) -> None:
-        pass
+        """IPIs are sent here."""
 
     def bind_eventfd(self, port: Port, fd: int) -> None:
-        pass
+        """Back ends are rung here."""
 
     def forget(self, port: Port) -> None:
-        pass
+        """Nothing was known of it."""
 
     def timer_changed(self, vcpu: VcpuId) -> None:
-        pass
+        """Timers are kept here."""
 
     def wake(self, vcpu: VcpuId) -> None:
-        pass
+        """Nobody waits elsewhere."""
 
     def stop(self) -> None:
-        pass
+        """There is nothing to stop."""
 
 
 class EventChannels:

@@ -210,7 +210,7 @@ class GrantTable:
         self.release_all([ref], write=write)
 
     def release_all(self, refs: Sequence[int], *, write: bool) -> None:
-        """The same for many references."""
+        """End what `acquire_all` has begun."""
         with self._lock:
             if self._closed:
                 return

@@ -21,10 +21,14 @@ from vmm.xenabi.cstruct import (
 
 
 class PlatformParameters(Struct, c_name="xen_platform_parameters", header="version.h"):
+    """XENVER_platform_parameters."""
+
     virt_start: ULONG
 
 
 class FeatureInfo(Struct, c_name="xen_feature_info", header="version.h"):
+    """XENVER_get_features: one word of feature bits."""
+
     submap_idx: U32
     submap: U32
 
@@ -33,10 +37,14 @@ class FeatureInfo(Struct, c_name="xen_feature_info", header="version.h"):
 
 
 class SchedShutdown(Struct, c_name="sched_shutdown", header="sched.h"):
+    """SCHEDOP_shutdown and SCHEDOP_shutdown_code."""
+
     reason: U32
 
 
 class SchedPoll(Struct, c_name="sched_poll", header="sched.h"):
+    """SCHEDOP_poll: ports, and until when."""
+
     ports: HANDLE
     nr_ports: U32
     timeout: U64
@@ -46,37 +54,51 @@ class SchedPoll(Struct, c_name="sched_poll", header="sched.h"):
 
 
 class EvtchnAllocUnbound(Struct, c_name="evtchn_alloc_unbound", header="event_channel.h"):
+    """EVTCHNOP_alloc_unbound."""
+
     dom: U16
     remote_dom: U16
     port: U32
 
 
 class EvtchnBindInterdomain(Struct, c_name="evtchn_bind_interdomain", header="event_channel.h"):
+    """EVTCHNOP_bind_interdomain."""
+
     remote_dom: U16
     remote_port: U32
     local_port: U32
 
 
 class EvtchnBindVirq(Struct, c_name="evtchn_bind_virq", header="event_channel.h"):
+    """EVTCHNOP_bind_virq."""
+
     virq: U32
     vcpu: U32
     port: U32
 
 
 class EvtchnBindIpi(Struct, c_name="evtchn_bind_ipi", header="event_channel.h"):
+    """EVTCHNOP_bind_ipi."""
+
     vcpu: U32
     port: U32
 
 
 class EvtchnClose(Struct, c_name="evtchn_close", header="event_channel.h"):
+    """EVTCHNOP_close."""
+
     port: U32
 
 
 class EvtchnSend(Struct, c_name="evtchn_send", header="event_channel.h"):
+    """EVTCHNOP_send."""
+
     port: U32
 
 
 class EvtchnStatus(Struct, c_name="evtchn_status", header="event_channel.h"):
+    """EVTCHNOP_status."""
+
     dom: U16
     port: U32
     status: U32
@@ -86,15 +108,21 @@ class EvtchnStatus(Struct, c_name="evtchn_status", header="event_channel.h"):
 
 
 class EvtchnBindVcpu(Struct, c_name="evtchn_bind_vcpu", header="event_channel.h"):
+    """EVTCHNOP_bind_vcpu."""
+
     port: U32
     vcpu: U32
 
 
 class EvtchnUnmask(Struct, c_name="evtchn_unmask", header="event_channel.h"):
+    """EVTCHNOP_unmask."""
+
     port: U32
 
 
 class EvtchnInitControl(Struct, c_name="evtchn_init_control", header="event_channel.h"):
+    """EVTCHNOP_init_control: a vCPU's FIFO control block."""
+
     control_gfn: U64
     offset: U32
     vcpu: U32
@@ -103,15 +131,21 @@ class EvtchnInitControl(Struct, c_name="evtchn_init_control", header="event_chan
 
 
 class EvtchnExpandArray(Struct, c_name="evtchn_expand_array", header="event_channel.h"):
+    """EVTCHNOP_expand_array: a page of FIFO event words."""
+
     array_gfn: U64
 
 
 class EvtchnSetPriority(Struct, c_name="evtchn_set_priority", header="event_channel.h"):
+    """EVTCHNOP_set_priority."""
+
     port: U32
     priority: U32
 
 
 class EvtchnReset(Struct, c_name="evtchn_reset", header="event_channel.h"):
+    """EVTCHNOP_reset."""
+
     dom: U16
 
 
@@ -119,6 +153,8 @@ class EvtchnReset(Struct, c_name="evtchn_reset", header="event_channel.h"):
 
 
 class MemoryReservation(Struct, c_name="xen_memory_reservation", header="memory.h"):
+    """XENMEM_increase_reservation, decrease_reservation, populate_physmap: a list of extents."""
+
     extent_start: HANDLE
     nr_extents: ULONG
     extent_order: U32
@@ -127,6 +163,8 @@ class MemoryReservation(Struct, c_name="xen_memory_reservation", header="memory.
 
 
 class AddToPhysmap(Struct, c_name="xen_add_to_physmap", header="memory.h"):
+    """XENMEM_add_to_physmap."""
+
     domid: U16
     size: U16
     space: U32
@@ -135,6 +173,8 @@ class AddToPhysmap(Struct, c_name="xen_add_to_physmap", header="memory.h"):
 
 
 class AddToPhysmapBatch(Struct, c_name="xen_add_to_physmap_batch", header="memory.h"):
+    """XENMEM_add_to_physmap_batch: lists of indices, gfns and errors."""
+
     domid: U16
     space: U16
     size: U16
@@ -145,16 +185,22 @@ class AddToPhysmapBatch(Struct, c_name="xen_add_to_physmap_batch", header="memor
 
 
 class RemoveFromPhysmap(Struct, c_name="xen_remove_from_physmap", header="memory.h"):
+    """XENMEM_remove_from_physmap."""
+
     domid: U16
     gpfn: ULONG
 
 
 class MemoryMap(Struct, c_name="xen_memory_map", header="memory.h"):
+    """XENMEM_memory_map."""
+
     nr_entries: U32
     buffer: HANDLE
 
 
 class MemoryDomain(Struct, c_name="xen_memory_domain", header="memory.h"):
+    """The domid that several commands of memory_op take."""
+
     domid: U16
 
 
@@ -162,18 +208,24 @@ class MemoryDomain(Struct, c_name="xen_memory_domain", header="memory.h"):
 
 
 class HvmParamOp(Struct, c_name="xen_hvm_param", header="hvm/hvm_op.h"):
+    """HVMOP_set_param and HVMOP_get_param."""
+
     domid: U16
     index: U32
     value: ALIGNED_U64
 
 
 class HvmPagetableDying(Struct, c_name="xen_hvm_pagetable_dying", header="hvm/hvm_op.h"):
+    """HVMOP_pagetable_dying."""
+
     domid: U16
     pad: BYTES6
     gpa: U64
 
 
 class HvmUpcallVector(Struct, c_name="xen_hvm_evtchn_upcall_vector", header="hvm/hvm_op.h"):
+    """HVMOP_set_evtchn_upcall_vector."""
+
     vcpu: U32
     vector: U8
 
@@ -182,20 +234,28 @@ class HvmUpcallVector(Struct, c_name="xen_hvm_evtchn_upcall_vector", header="hvm
 
 
 class RegisterVcpuInfo(Struct, c_name="vcpu_register_vcpu_info", header="vcpu.h"):
+    """VCPUOP_register_vcpu_info."""
+
     mfn: U64
     offset: U32
     rsvd: U32
 
 
 class RegisterArea(Struct, c_name="vcpu_register_runstate_memory_area", header="vcpu.h"):
+    """VCPUOP_register_runstate_memory_area."""
+
     addr: U64
 
 
 class RegisterTimeArea(Struct, c_name="vcpu_register_time_memory_area", header="vcpu.h"):
+    """VCPUOP_register_vcpu_time_memory_area."""
+
     addr: U64
 
 
 class RunstateInfo(Struct, c_name="vcpu_runstate_info", header="vcpu.h"):
+    """VCPUOP_get_runstate_info, and the area that a guest registers; times in nanoseconds."""
+
     state: I32
     state_entry_time: U64
     time_running: U64
@@ -205,15 +265,21 @@ class RunstateInfo(Struct, c_name="vcpu_runstate_info", header="vcpu.h"):
 
 
 class SetSingleshotTimer(Struct, c_name="vcpu_set_singleshot_timer", header="vcpu.h"):
+    """VCPUOP_set_singleshot_timer: an absolute system time, nanoseconds."""
+
     timeout_abs_ns: U64
     flags: U32
 
 
 class SetPeriodicTimer(Struct, c_name="vcpu_set_periodic_timer", header="vcpu.h"):
+    """VCPUOP_set_periodic_timer: a period, nanoseconds."""
+
     period_ns: U64
 
 
 class GetPhysid(Struct, c_name="vcpu_get_physid", header="vcpu.h"):
+    """VCPUOP_get_physid."""
+
     phys_id: U64
 
 
@@ -221,12 +287,16 @@ class GetPhysid(Struct, c_name="vcpu_get_physid", header="vcpu.h"):
 
 
 class VcpuHvmContext(Struct, c_name="vcpu_hvm_context", header="hvm/hvm_vcpu.h"):
+    """VCPUOP_initialise: the state of a vCPU, in one of two forms."""
+
     mode: U32
     pad: U32
     cpu_regs: BYTES120
 
 
 class VcpuHvmX86(Struct, c_name="vcpu_hvm_x86_32", header="hvm/hvm_vcpu.h"):
+    """Its 32-bit form."""
+
     eax: U32
     ecx: U32
     edx: U32
@@ -261,6 +331,8 @@ class VcpuHvmX86(Struct, c_name="vcpu_hvm_x86_32", header="hvm/hvm_vcpu.h"):
 
 
 class VcpuHvmX86_64(Struct, c_name="vcpu_hvm_x86_64", header="hvm/hvm_vcpu.h"):
+    """Its 64-bit form."""
+
     rax: U64
     rcx: U64
     rdx: U64
@@ -281,6 +353,8 @@ class VcpuHvmX86_64(Struct, c_name="vcpu_hvm_x86_64", header="hvm/hvm_vcpu.h"):
 
 
 class GnttabQuerySize(Struct, c_name="gnttab_query_size", header="grant_table.h"):
+    """GNTTABOP_query_size."""
+
     dom: U16
     nr_frames: U32
     max_nr_frames: U32
@@ -288,16 +362,22 @@ class GnttabQuerySize(Struct, c_name="gnttab_query_size", header="grant_table.h"
 
 
 class GnttabSetVersion(Struct, c_name="gnttab_set_version", header="grant_table.h"):
+    """GNTTABOP_set_version."""
+
     version: U32
 
 
 class GnttabGetVersion(Struct, c_name="gnttab_get_version", header="grant_table.h"):
+    """GNTTABOP_get_version."""
+
     dom: U16
     pad: U16
     version: U32
 
 
 class GnttabGetStatusFrames(Struct, c_name="gnttab_get_status_frames", header="grant_table.h"):
+    """GNTTABOP_get_status_frames."""
+
     nr_frames: U32
     dom: U16
     status: I16
@@ -305,6 +385,8 @@ class GnttabGetStatusFrames(Struct, c_name="gnttab_get_status_frames", header="g
 
 
 class GnttabSetupTable(Struct, c_name="gnttab_setup_table", header="grant_table.h"):
+    """GNTTABOP_setup_table."""
+
     dom: U16
     nr_frames: U32
     status: I16
@@ -312,6 +394,8 @@ class GnttabSetupTable(Struct, c_name="gnttab_setup_table", header="grant_table.
 
 
 class GnttabMapGrantRef(Struct, c_name="gnttab_map_grant_ref", header="grant_table.h"):
+    """GNTTABOP_map_grant_ref."""
+
     host_addr: U64
     flags: U32
     ref: U32
@@ -322,6 +406,8 @@ class GnttabMapGrantRef(Struct, c_name="gnttab_map_grant_ref", header="grant_tab
 
 
 class GnttabUnmapGrantRef(Struct, c_name="gnttab_unmap_grant_ref", header="grant_table.h"):
+    """GNTTABOP_unmap_grant_ref."""
+
     host_addr: U64
     dev_bus_addr: U64
     handle: U32
@@ -329,6 +415,8 @@ class GnttabUnmapGrantRef(Struct, c_name="gnttab_unmap_grant_ref", header="grant
 
 
 class GnttabCopy(Struct, c_name="gnttab_copy", header="grant_table.h"):
+    """GNTTABOP_copy."""
+
     source: ULONG
     source_domid: U16
     source_offset: U16
@@ -342,6 +430,8 @@ class GnttabCopy(Struct, c_name="gnttab_copy", header="grant_table.h"):
 
 
 class GnttabCacheFlush(Struct, c_name="gnttab_cache_flush", header="grant_table.h"):
+    """GNTTABOP_cache_flush."""
+
     dev_bus_addr: U64
     offset: U16
     length: U16
@@ -352,6 +442,8 @@ class GnttabCacheFlush(Struct, c_name="gnttab_cache_flush", header="grant_table.
 
 
 class MulticallEntry(Struct, c_name="multicall_entry", header="xen.h"):
+    """One call of a multicall, and its result."""
+
     op: ULONG
     result: ULONG
     arg0: ULONG
@@ -366,6 +458,8 @@ class MulticallEntry(Struct, c_name="multicall_entry", header="xen.h"):
 
 
 class HvmStartInfo(Struct, c_name="hvm_start_info", header="arch-x86/hvm/start_info.h"):
+    """What a PVH kernel's entry finds at EBX."""
+
     magic: U32
     version: U32
     flags: U32
@@ -379,6 +473,8 @@ class HvmStartInfo(Struct, c_name="hvm_start_info", header="arch-x86/hvm/start_i
 
 
 class HvmModlistEntry(Struct, c_name="hvm_modlist_entry", header="arch-x86/hvm/start_info.h"):
+    """A module of it."""
+
     paddr: U64
     size: U64
     cmdline_paddr: U64
@@ -386,6 +482,8 @@ class HvmModlistEntry(Struct, c_name="hvm_modlist_entry", header="arch-x86/hvm/s
 
 
 class HvmMemmapEntry(Struct, c_name="hvm_memmap_table_entry", header="arch-x86/hvm/start_info.h"):
+    """A row of its memory map."""
+
     addr: U64
     size: U64
     type: U32

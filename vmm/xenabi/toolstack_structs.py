@@ -25,12 +25,16 @@ from vmm.xenabi.cstruct import (
 
 
 class Sysctl(Struct, c_name="xen_sysctl", header="sysctl.h"):
+    """The head of a sysctl, before what the command takes."""
+
     cmd: U32
     interface_version: U32
     u: BYTES128
 
 
 class SysctlReadconsole(Struct, c_name="xen_sysctl_readconsole", header="sysctl.h"):
+    """XEN_SYSCTL_readconsole."""
+
     clear: U8
     incremental: U8
     pad0: U8
@@ -41,6 +45,8 @@ class SysctlReadconsole(Struct, c_name="xen_sysctl_readconsole", header="sysctl.
 
 
 class SysctlPhysinfo(Struct, c_name="xen_sysctl_physinfo", header="sysctl.h"):
+    """XEN_SYSCTL_physinfo."""
+
     threads_per_core: U32
     cores_per_socket: U32
     nr_cpus: U32
@@ -60,10 +66,14 @@ class SysctlPhysinfo(Struct, c_name="xen_sysctl_physinfo", header="sysctl.h"):
 
 
 class SysctlSchedId(Struct, c_name="xen_sysctl_sched_id", header="sysctl.h"):
+    """XEN_SYSCTL_sched_id."""
+
     sched_id: U32
 
 
 class SysctlGetdomaininfolist(Struct, c_name="xen_sysctl_getdomaininfolist", header="sysctl.h"):
+    """XEN_SYSCTL_getdomaininfolist."""
+
     first_domain: U16
     max_domains: U32
     buffer: HANDLE_64
@@ -71,21 +81,29 @@ class SysctlGetdomaininfolist(Struct, c_name="xen_sysctl_getdomaininfolist", hea
 
 
 class SysctlDebugKeys(Struct, c_name="xen_sysctl_debug_keys", header="sysctl.h"):
+    """XEN_SYSCTL_debug_keys."""
+
     keys: HANDLE_64
     nr_keys: U32
 
 
 class SysctlCpuinfo(Struct, c_name="xen_sysctl_cpuinfo", header="sysctl.h"):
+    """A CPU of XEN_SYSCTL_getcpuinfo."""
+
     idletime: ALIGNED_U64
 
 
 class SysctlGetcpuinfo(Struct, c_name="xen_sysctl_getcpuinfo", header="sysctl.h"):
+    """XEN_SYSCTL_getcpuinfo."""
+
     max_cpus: U32
     info: HANDLE_64
     nr_cpus: U32
 
 
 class SysctlAvailheap(Struct, c_name="xen_sysctl_availheap", header="sysctl.h"):
+    """XEN_SYSCTL_availheap."""
+
     min_bitwidth: U32
     max_bitwidth: U32
     node: I32
@@ -93,34 +111,46 @@ class SysctlAvailheap(Struct, c_name="xen_sysctl_availheap", header="sysctl.h"):
 
 
 class SysctlCputopo(Struct, c_name="xen_sysctl_cputopo", header="sysctl.h"):
+    """A CPU of XEN_SYSCTL_cputopoinfo."""
+
     core: U32
     socket: U32
     node: U32
 
 
 class SysctlCputopoinfo(Struct, c_name="xen_sysctl_cputopoinfo", header="sysctl.h"):
+    """XEN_SYSCTL_cputopoinfo."""
+
     num_cpus: U32
     cputopo: HANDLE_64
 
 
 class SysctlMeminfo(Struct, c_name="xen_sysctl_meminfo", header="sysctl.h"):
+    """A node of XEN_SYSCTL_numainfo."""
+
     memsize: U64
     memfree: U64
 
 
 class SysctlNumainfo(Struct, c_name="xen_sysctl_numainfo", header="sysctl.h"):
+    """XEN_SYSCTL_numainfo."""
+
     num_nodes: U32
     meminfo: HANDLE_64
     distance: HANDLE_64
 
 
 class SysctlPcitopoinfo(Struct, c_name="xen_sysctl_pcitopoinfo", header="sysctl.h"):
+    """XEN_SYSCTL_pcitopoinfo."""
+
     num_devs: U32
     devs: HANDLE_64
     nodes: HANDLE_64
 
 
 class SysctlCpupoolOp(Struct, c_name="xen_sysctl_cpupool_op", header="sysctl.h"):
+    """XEN_SYSCTL_cpupool_op."""
+
     op: U32
     cpupool_id: U32
     sched_id: U32
@@ -135,6 +165,8 @@ class SysctlCpupoolOp(Struct, c_name="xen_sysctl_cpupool_op", header="sysctl.h")
 
 
 class Domctl(Struct, c_name="xen_domctl", header="domctl.h"):
+    """The head of a domctl, before what the command takes."""
+
     cmd: U32
     interface_version: U32
     domain: U16
@@ -143,6 +175,8 @@ class Domctl(Struct, c_name="xen_domctl", header="domctl.h"):
 
 
 class DomctlGetdomaininfo(Struct, c_name="xen_domctl_getdomaininfo", header="domctl.h"):
+    """XEN_DOMCTL_getdomaininfo."""
+
     domain: U16
     pad1: U16
     flags: U32
@@ -165,6 +199,8 @@ class DomctlGetdomaininfo(Struct, c_name="xen_domctl_getdomaininfo", header="dom
 
 
 class DomctlGetvcpuinfo(Struct, c_name="xen_domctl_getvcpuinfo", header="domctl.h"):
+    """XEN_DOMCTL_getvcpuinfo."""
+
     vcpu: U32
     online: U8
     blocked: U8
@@ -174,6 +210,8 @@ class DomctlGetvcpuinfo(Struct, c_name="xen_domctl_getvcpuinfo", header="domctl.
 
 
 class DomctlVcpuaffinity(Struct, c_name="xen_domctl_vcpuaffinity", header="domctl.h"):
+    """XEN_DOMCTL_getvcpuaffinity."""
+
     vcpu: U32
     flags: U32
     cpumap_hard: HANDLE_64
@@ -183,11 +221,15 @@ class DomctlVcpuaffinity(Struct, c_name="xen_domctl_vcpuaffinity", header="domct
 
 
 class DomctlNodeaffinity(Struct, c_name="xen_domctl_nodeaffinity", header="domctl.h"):
+    """XEN_DOMCTL_getnodeaffinity."""
+
     nodemap: HANDLE_64
     nodemap_bits: U32
 
 
 class DomctlAddressSize(Struct, c_name="xen_domctl_address_size", header="domctl.h"):
+    """XEN_DOMCTL_get_address_size."""
+
     size: U32
 
 
@@ -195,12 +237,16 @@ class DomctlAddressSize(Struct, c_name="xen_domctl_address_size", header="domctl
 
 
 class PlatformOp(Struct, c_name="xen_platform_op", header="platform.h"):
+    """The head of a platform_op, before what the command takes."""
+
     cmd: U32
     interface_version: U32
     u: BYTES128
 
 
 class PlatformPcpuinfo(Struct, c_name="xenpf_pcpuinfo", header="platform.h"):
+    """XENPF_get_cpuinfo."""
+
     xen_cpuid: U32
     max_present: U32
     flags: U32
@@ -209,6 +255,8 @@ class PlatformPcpuinfo(Struct, c_name="xenpf_pcpuinfo", header="platform.h"):
 
 
 class PlatformPcpuVersion(Struct, c_name="xenpf_pcpu_version", header="platform.h"):
+    """XENPF_get_cpu_version."""
+
     xen_cpuid: U32
     max_present: U32
     vendor_id: BYTES12
@@ -218,6 +266,8 @@ class PlatformPcpuVersion(Struct, c_name="xenpf_pcpu_version", header="platform.
 
 
 class PlatformGetidletime(Struct, c_name="xenpf_getidletime", header="platform.h"):
+    """XENPF_getidletime."""
+
     cpumap_bitmap: HANDLE
     cpumap_nr_cpus: U32
     idletime: HANDLE
@@ -225,6 +275,8 @@ class PlatformGetidletime(Struct, c_name="xenpf_getidletime", header="platform.h
 
 
 class PlatformSettime64(Struct, c_name="xenpf_settime64", header="platform.h"):
+    """XENPF_settime64."""
+
     secs: U64
     nsecs: U32
     mbz: U32
@@ -232,6 +284,8 @@ class PlatformSettime64(Struct, c_name="xenpf_settime64", header="platform.h"):
 
 
 class PlatformEnterAcpiSleep(Struct, c_name="xenpf_enter_acpi_sleep", header="platform.h"):
+    """XENPF_enter_acpi_sleep."""
+
     val_a: U16
     val_b: U16
     sleep_state: U32
@@ -242,12 +296,16 @@ class PlatformEnterAcpiSleep(Struct, c_name="xenpf_enter_acpi_sleep", header="pl
 
 
 class PhysdevPciDevice(Struct, c_name="physdev_pci_device", header="physdev.h"):
+    """A PCI function: segment, bus, device and function."""
+
     seg: U16
     bus: U8
     devfn: U8
 
 
 class PhysdevPciDeviceAdd(Struct, c_name="physdev_pci_device_add", header="physdev.h"):
+    """PHYSDEVOP_pci_device_add."""
+
     seg: U16
     bus: U8
     devfn: U8
@@ -257,6 +315,8 @@ class PhysdevPciDeviceAdd(Struct, c_name="physdev_pci_device_add", header="physd
 
 
 class PhysdevPciMmcfgReserved(Struct, c_name="physdev_pci_mmcfg_reserved", header="physdev.h"):
+    """PHYSDEVOP_pci_mmcfg_reserved."""
+
     address: U64
     segment: U16
     start_bus: U8

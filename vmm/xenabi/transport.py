@@ -30,7 +30,9 @@ class Code(Protocol):
     """Bytes to look through: an image's."""
 
     def __getitem__(self, part: slice, /) -> bytes: ...
-    def find(self, wanted: bytes, start: int, end: int, /) -> int: ...
+    def find(self, wanted: bytes, start: int, end: int, /) -> int:
+        """Where bytes stand, as bytes.find has it."""
+        ...
 
 
 class Transport(StrEnum):

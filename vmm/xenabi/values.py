@@ -101,7 +101,7 @@ class Wait(NamedTuple):
     condition: Callable[[], bool]
     deadline_ns: int | None = None
     """In guest system time; None is never."""
-    finish: "Callable[[], int | Restart]" = lambda: 0
+    finish: Callable[[], int | Restart] = lambda: 0
     """What the guest is answered then."""
 
 

@@ -28,6 +28,7 @@ class Segment(NamedTuple):
 
     @property
     def type(self) -> int:
+        """Bits 0 to 3 of the attributes."""
         return self.attributes & 15
 
     @property
@@ -37,10 +38,12 @@ class Segment(NamedTuple):
 
     @property
     def dpl(self) -> int:
+        """The privilege level."""
         return self.attributes >> 5 & 3
 
     @property
     def is_present(self) -> bool:
+        """Whether the segment may be used."""
         return bool(self.attributes & 1 << 7)
 
     @property

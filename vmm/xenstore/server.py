@@ -41,6 +41,7 @@ class Watch(NamedTuple):
     prefix: str
 
     def event(self, path: str) -> bytes:
+        """The payload of an event for a path."""
         told = path[len(self.prefix) + 1 :] if self.prefix and path.startswith(self.prefix + "/") else path
         return f"{told}\0{self.token}\0".encode()
 

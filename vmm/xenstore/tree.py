@@ -70,6 +70,7 @@ class Node:
 
     @property
     def owner(self) -> Domid:
+        """The domain that the first permission names."""
         return self.permissions[0].domid
 
     def allows(self, domid: Domid, *, write: bool) -> bool:

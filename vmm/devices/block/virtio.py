@@ -51,6 +51,7 @@ class BlockDevice:
         )  # fmt: skip
 
     def open(self, features: int, queues: Sequence[tuple[VirtQueue, Interrupt]]) -> "Sequence[BlockServer]":
+        """A server for each queue."""
         return [BlockServer(f"{self._name}-{number}", self._image, *queue) for number, queue in enumerate(queues)]
 
     def closed(self) -> None:
@@ -70,10 +71,12 @@ class BlockServer:
         self.bell = self._loop.doorbell(self._serve)
 
     def start(self) -> None:
+        """Begin to serve the queue, in a thread of its own."""
         self._loop.start()
         self.bell.ring()
 
     def stop(self, done: Callable[[], None]) -> None:
+        """Finish what was taken, and then call `done`."""
         self._loop.end(done)
 
     def _serve(self) -> None:

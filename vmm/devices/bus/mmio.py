@@ -6,8 +6,13 @@ from typing import NamedTuple, Protocol
 class MmioDevice(Protocol):
     """A device behind guest-physical addresses.  Called from vCPU threads, several at once."""
 
-    def read_mmio(self, offset: int, size_bytes: int) -> int: ...
-    def write_mmio(self, offset: int, size_bytes: int, value: int) -> None: ...
+    def read_mmio(self, offset: int, size_bytes: int) -> int:
+        """What a load of `size_bytes` gives, at an offset into the device's addresses."""
+        ...
+
+    def write_mmio(self, offset: int, size_bytes: int, value: int) -> None:
+        """A store of `size_bytes`."""
+        ...
 
 
 class MmioRange(NamedTuple):

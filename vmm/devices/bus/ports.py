@@ -6,8 +6,13 @@ from typing import NamedTuple, Protocol
 class PortDevice(Protocol):
     """A device behind I/O ports.  Called from vCPU threads, several at once."""
 
-    def read_port(self, port: int, size_bytes: int) -> int: ...
-    def write_port(self, port: int, size_bytes: int, value: int) -> None: ...
+    def read_port(self, port: int, size_bytes: int) -> int:
+        """What `in` of `size_bytes` gives."""
+        ...
+
+    def write_port(self, port: int, size_bytes: int, value: int) -> None:
+        """What `out` of `size_bytes` does."""
+        ...
 
 
 class PortRange(NamedTuple):

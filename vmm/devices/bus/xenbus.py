@@ -48,13 +48,24 @@ class Guest(Protocol):
     """The domain that a front end is in."""
 
     @property
-    def domid(self) -> Domid: ...
+    def domid(self) -> Domid:
+        """Its number."""
+        ...
+
     @property
-    def memory(self) -> AddressSpace: ...
+    def memory(self) -> AddressSpace:
+        """Its address space."""
+        ...
+
     @property
-    def events(self) -> EventChannels: ...
+    def events(self) -> EventChannels:
+        """Its event channels."""
+        ...
+
     @property
-    def grants(self) -> GrantTable: ...
+    def grants(self) -> GrantTable:
+        """Its grant table."""
+        ...
 
 
 class Frontend:

@@ -18,4 +18,5 @@ class ExitPort:
         return (1 << 8 * size_bytes) - 1
 
     def write_port(self, port: int, size_bytes: int, value: int) -> None:
+        """The guest says how its command ended."""
         self.status = value & 0xFF

@@ -76,6 +76,7 @@ class I8042:
         return value
 
     def write_port(self, port: int, size_bytes: int, value: int) -> None:
+        """A command, or its data."""
         value &= 0xFF
         if port == COMMAND_PORT and value == _RESET_LINE_LOW:
             self._reset()

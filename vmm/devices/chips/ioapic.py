@@ -53,6 +53,7 @@ class IoApic:
         self._high = [False] * lines
 
     def read_mmio(self, offset: int, size_bytes: int) -> int:
+        """The register select, or the register that it names."""
         with self._lock:
             if offset == _SELECT:
                 return self._selected
@@ -69,6 +70,7 @@ class IoApic:
         return self._entries[line] >> 32 * upper & 0xFFFF_FFFF
 
     def write_mmio(self, offset: int, size_bytes: int, value: int) -> None:
+        """Choose a register, or write to the one that is chosen."""
         with self._lock:
             if offset == _SELECT:
                 self._selected = value & 0xFF

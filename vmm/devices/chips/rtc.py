@@ -81,6 +81,7 @@ class Rtc:
             return self._now().get(index, self._bytes[index])
 
     def write_port(self, port: int, size_bytes: int, value: int) -> None:
+        """Choose a register, or write to the one that is chosen."""
         value &= 0xFF
         with self._lock:
             if port == RTC_PORTS.first:

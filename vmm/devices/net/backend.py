@@ -30,7 +30,9 @@ class Network(Protocol):
         """The wires are not used any more, until `wires` is called again."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Let it go; no wire is used any more."""
+        ...
 
 
 def open_net(net: Net, handle: int, vcpus: int) -> "NetBackend":

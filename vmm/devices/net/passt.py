@@ -67,11 +67,13 @@ class PasstStream:
         self._length = b""
 
     def fileno(self) -> int:
+        """What can be read when a packet waits."""
         return self._socket.fileno()
 
     # ------------------------------------------------------------------------------------- sending
 
     def send(self, header: bytes, views: Sequence[memoryview]) -> bool:
+        """One packet to the network, behind its virtio header; False where it was dropped.  OSError."""
         if header != PLAIN and header[1]:
             return False  # larger than a segment: the guest was told not to
         if not self._send_rest():
@@ -100,6 +102,7 @@ class PasstStream:
     # ----------------------------------------------------------------------------------- receiving
 
     def receive(self, header: bytearray, views: Sequence[memoryview]) -> int | None:
+        """One packet into these views, its header apart: its size, None where none waits.  OSError."""
         header[:] = PLAIN
         if not self._expected and not self._receive_length():
             return None
@@ -145,6 +148,7 @@ class PasstStream:
         return Gone(self._helper.how_it_ended())
 
     def close(self) -> None:
+        """Let the descriptor go."""
         self._helper.close()
 
 

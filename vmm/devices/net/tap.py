@@ -37,6 +37,7 @@ class TapQueue:
         self.name = _REQUEST.unpack(made)[0].rstrip(b"\0").decode()
 
     def fileno(self) -> int:
+        """What can be read when a packet waits."""
         return self._fd
 
     def offload(self, flags: int) -> None:
@@ -44,6 +45,7 @@ class TapQueue:
         fcntl.ioctl(self._fd, TUNSETOFFLOAD, flags)
 
     def send(self, header: bytes, views: Sequence[memoryview]) -> bool:
+        """One packet to the network, behind its virtio header; False where it was dropped.  OSError."""
         try:
             os.writev(self._fd, [header, *views])
         except OSError as error:
@@ -53,6 +55,7 @@ class TapQueue:
         return True
 
     def receive(self, header: bytearray, views: Sequence[memoryview]) -> int | None:
+        """One packet into these views, its header apart: its size, None where none waits.  OSError."""
         try:
             return os.readv(self._fd, [header, *views]) - HEADER.size
         except BlockingIOError:
@@ -63,6 +66,7 @@ class TapQueue:
             return None  # it has been taken down
 
     def close(self) -> None:
+        """Let the descriptor go."""
         os.close(self._fd)
 
 

@@ -46,6 +46,7 @@ class NetDevice:
         self.release = network.close
 
     def open(self, features: int, queues: Sequence[tuple[VirtQueue, Interrupt]]) -> "Sequence[NetServer]":
+        """One server for both queues."""
         if len(queues) < self.queues:
             raise QueueBroken("a card without both of its queues")
         offload = sum(flag for feature, flag in _TO_TUN.items() if features & feature) if self._network.offloads else 0
@@ -53,6 +54,7 @@ class NetDevice:
         return [NetServer(wire, queues[RECEIVE], queues[TRANSMIT])] * self.queues
 
     def closed(self) -> None:
+        """Its wire is not used any more."""
         self._network.unplug()
 
 
@@ -71,10 +73,12 @@ class NetServer:
         self._packets_wait = self._guarded(self._receive)
 
     def start(self) -> None:
+        """Begin to move packets, in a thread of its own."""
         self._loop.start()
         self.bell.ring()
 
     def stop(self, done: Callable[[], None]) -> None:
+        """End that thread, and then call `done`."""
         self._loop.end(done)
 
     def _guarded(self, serve: Callable[[], None]) -> Callable[[], None]:

@@ -48,7 +48,7 @@ class GrantedPages:
         self._grants.release(GrantRef(ref), write=write)
 
     def map_all(self, refs: Sequence[int], *, write: bool) -> list[memoryview | None]:
-        """The same for many pages in a fraction of the time; None for each that cannot be mapped."""
+        """Many granted pages' bytes at once, in a fraction of the time; None for each that cannot be mapped."""
         gfns = self._grants.acquire_all(refs, BACKEND_DOMID, write=write)
         views = list(map(self._seen.get, gfns))
         if None in views:

@@ -37,7 +37,7 @@ class SharedRing:
         return [taken[start : start + size] for start in range(0, len(taken), size)]
 
     def take_bytes(self) -> bytes:
-        """The same, one behind the other."""
+        """Copies of all requests that wait, one behind the other; RingBroken."""
         waiting = self.peek()
         first = self._consumed & (self.entries - 1)
         to_end = min(waiting, self.entries - first)
@@ -64,7 +64,7 @@ class SharedRing:
         self._responded = (self._responded + 1) & _MASK
 
     def respond_all(self, responses: bytes) -> None:
-        """The same for several that are as long as requests, one behind the other."""
+        """Put several responses, as long as requests, one behind the other."""
         first = self._responded & (self.entries - 1)
         to_end = (self.entries - first) * self._entry_bytes
         self._write(first, responses[:to_end])

@@ -42,8 +42,13 @@ class Server(Protocol):
 
     bell: Doorbell
 
-    def start(self) -> None: ...
-    def stop(self, done: Callable[[], None]) -> None: ...
+    def start(self) -> None:
+        """Begin to serve."""
+        ...
+
+    def stop(self, done: Callable[[], None]) -> None:
+        """Finish what was taken, and then call `done`, in any thread."""
+        ...
 
 
 Interrupt = Callable[[], None]
@@ -156,10 +161,12 @@ class VirtioPci(Function):
         return start
 
     def read_config(self, offset: int, size_bytes: int) -> int:
+        """Configuration space, with the window to the registers in it."""
         start = self._window(offset, size_bytes)
         return super().read_config(offset, size_bytes) if start is None else self.read_mmio(start, size_bytes)
 
     def write_config(self, offset: int, size_bytes: int, value: int) -> None:
+        """A write to configuration space, or by the window in it to a register."""
         start = self._window(offset, size_bytes)
         if start is None:
             super().write_config(offset, size_bytes, value)
@@ -167,6 +174,7 @@ class VirtioPci(Function):
             self.write_mmio(start, size_bytes, value)
 
     def moved(self, places: dict[int, int]) -> None:
+        """The registers are elsewhere: the doorbells move along."""
         with self._lock:
             self._unwire()
             self._bar_at = places.get(_REGISTERS_BAR)
@@ -186,6 +194,7 @@ class VirtioPci(Function):
     # ------------------------------------------------------------------------------------ registers
 
     def read_mmio(self, offset: int, size_bytes: int) -> int:
+        """A register of the common or the device's own configuration."""
         with self._lock:
             if offset >= _DEVICE:
                 config = self._device.config[offset - _DEVICE : offset - _DEVICE + size_bytes] if offset < _NOTIFY else b""
@@ -224,6 +233,7 @@ class VirtioPci(Function):
         return self._queues[selected] if selected < len(self._queues) else None
 
     def write_mmio(self, offset: int, size_bytes: int, value: int) -> None:
+        """A register, or a doorbell that KVM has not taken."""
         with self._lock:
             if offset >= _NOTIFY:
                 number = (offset - _NOTIFY) // _NOTIFY_STEP

@@ -29,7 +29,9 @@ class Memory(Protocol):
         """Writable bytes; MemoryFault where they are not all there."""
         ...
 
-    def shared(self, gpa: Gpa, size_bytes: int) -> SharedBytes: ...
+    def shared(self, gpa: Gpa, size_bytes: int) -> SharedBytes:
+        """A piece with atomic access."""
+        ...
 
 
 class Place(NamedTuple):

@@ -415,7 +415,7 @@ class GuestMemory:
             )
 
     def restore(self, record: MemoryRecord) -> None:
-        """The same layout, of fresh pages; this one is empty.  Foreign pages are for their users to map again."""
+        """Have another's layout, of fresh pages; this one is empty.  Foreign pages are for their users to map again."""
         with _SHARING, self._lock:
             for start, size in record.regions:
                 self._add(start, self._memory(size, huge_pages=start in (0, HIGH_RAM_START)))

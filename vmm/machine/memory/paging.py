@@ -21,7 +21,9 @@ class PageFault(Exception):
 class PhysicalMemory(Protocol):
     """Where page tables are read from."""
 
-    def read(self, gpa: int, size_bytes: int) -> bytes: ...
+    def read(self, gpa: int, size_bytes: int) -> bytes:
+        """Guest-physical bytes."""
+        ...
 
 
 class ControlRegisters(Protocol):

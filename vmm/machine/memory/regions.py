@@ -44,29 +44,37 @@ class SharedBytes:
         """Where it is in this process: for as long as the domain lives, whatever the guest puts there."""
 
     def read(self, offset_bytes: int, size_bytes: int) -> bytes:
+        """A copy of some bytes."""
         start = self._offset + offset_bytes
         return bytes(self._host.view[start : start + size_bytes])
 
     def write(self, offset_bytes: int, data: bytes) -> None:
+        """Change some bytes."""
         start = self._offset + offset_bytes
         self._host.view[start : start + len(data)] = data
 
     def words(self) -> memoryview:
+        """All of it as 32-bit words, each read and written whole."""
         return self._host.view[self._offset : self._offset + self.size_bytes].cast("I")
 
     def fetch_or_64(self, offset_bytes: int, bits: int) -> int:
+        """Set bits of a 64-bit word by one locked instruction: the word before."""
         return fetch_or_64(self.address + offset_bytes, bits)
 
     def fetch_and_64(self, offset_bytes: int, bits: int) -> int:
+        """Keep these bits of a 64-bit word alone, likewise."""
         return fetch_and_64(self.address + offset_bytes, bits)
 
     def exchange_32(self, offset_bytes: int, expected: int, wanted: int) -> int:
+        """Replace a 32-bit word if it is what is expected, likewise: the word before."""
         return exchange_32(self.address + offset_bytes, expected, wanted)
 
     def mark_entries(self, numbers: Sequence[int], usual: int, ignored: int, bits: int) -> list[int]:
+        """Mark many grant entries at once (`xenabi.interfaces.SharedBytes`)."""
         return mark_entries(self.address, numbers, usual, ignored, bits)
 
     def unmark_entries(self, numbers: Sequence[int], bits: int) -> None:
+        """Clear bits in the first words of such entries."""
         unmark_entries(self.address, numbers, bits)
 
 

@@ -66,6 +66,7 @@ class Target:
 
     @property
     def vcpus(self) -> list[Vcpu]:
+        """The domain's vCPUs, GDB's threads."""
         return self.domain.vcpus
 
     # ------------------------------------------------------------------------------- stop and run

@@ -84,14 +84,17 @@ class Event(NamedTuple):
 
     @property
     def kind(self) -> str:
+        """Always `event`."""
         return "event"
 
     @property
     def name(self) -> str:
+        """Its source behind `event.`."""
         return f"event.{self.source}"
 
     @property
     def failed(self) -> bool:
+        """An event that is lost has failed."""
         return self.dropped
 
 
@@ -105,15 +108,18 @@ class StoreMessage(NamedTuple):
 
     @property
     def kind(self) -> str:
+        """Always `xenstore`."""
         return "xenstore"
 
     @property
     def name(self) -> str:
+        """The request behind `xenstore.`."""
         known = self.request.kind in Kind._value2member_map_
         return f"xenstore.{Kind(self.request.kind).name.lower() if known else self.request.kind}"
 
     @property
     def failed(self) -> bool:
+        """Whether xenstore has refused it."""
         return self.answer.kind == Kind.ERROR
 
 
@@ -129,14 +135,17 @@ class Exit(NamedTuple):
 
     @property
     def kind(self) -> str:
+        """Always `exit`."""
         return "exit"
 
     @property
     def failed(self) -> bool:
+        """An exit never fails."""
         return False
 
     @property
     def name(self) -> str:
+        """KVM's reason behind `exit.`."""
         return f"exit.{self.reason.lower()}"
 
 

@@ -20,7 +20,10 @@ from vmm.xenstore.wire import Message
 class Consumer(Protocol):
     """Whoever wants records; called in the threads in which things happen."""
 
-    def take(self, record: Record) -> None: ...
+    def take(self, record: Record) -> None:
+        """One record."""
+        ...
+
     def close(self) -> None:
         """No more will come."""
         ...

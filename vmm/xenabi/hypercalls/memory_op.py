@@ -105,7 +105,7 @@ def add_to_physmap(call: Call, op: AddToPhysmap) -> None:
 
 @suboperation(OP, 23, "add_to_physmap_batch", arg=AddToPhysmapBatch)
 def add_to_physmap_batch(call: Call, op: AddToPhysmapBatch) -> Restart | None:
-    """The same for a list; each item gets an errno of its own.  A long list is gone through piece by piece."""
+    """Show a list of pages at gfns; each item gets an errno of its own.  A long list is gone through piece by piece."""
     target = target_of(call, op.domid)
     word = int(call.abi)
     code = "<Q" if call.abi is Abi.X86_64 else "<I"

@@ -50,7 +50,7 @@ def settime32(call: Call, op: PlatformSettime64) -> None:
 
 @suboperation(OP, 62, "settime64", arg=PlatformSettime64)
 def settime64(call: Call, op: PlatformSettime64) -> None:
-    """The same."""
+    """The host's clock is not the guest's to set."""
     raise XenError(errno.EINVAL if op.mbz else errno.EOPNOTSUPP)
 
 

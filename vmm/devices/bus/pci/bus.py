@@ -115,9 +115,11 @@ class PciBus:
                 self._place(slot, function)
 
     def read_mmio(self, offset: int, size_bytes: int) -> int:
+        """Configuration space, memory-mapped: bus, device, function and register are in the offset."""
         return self._read(offset >> 20, offset >> 12 & 0xFF, offset & 0xFFF, size_bytes)
 
     def write_mmio(self, offset: int, size_bytes: int, value: int) -> None:
+        """A store to memory-mapped configuration space."""
         self._write(offset >> 20, offset >> 12 & 0xFF, offset & 0xFFF, size_bytes, value)
 
     def _target(self, port: int) -> tuple[int, int, int] | None:
@@ -127,12 +129,14 @@ class PciBus:
         return address >> 16 & 0xFF, address >> 8 & 0xFF, (address & 0xFC) + port - DATA_PORT
 
     def read_port(self, port: int, size_bytes: int) -> int:
+        """The address port, or the register that it names."""
         if port == ADDRESS_PORT and size_bytes == 4:
             return self._address
         target = self._target(port)
         return (1 << 8 * size_bytes) - 1 if target is None else self._read(*target, size_bytes)
 
     def write_port(self, port: int, size_bytes: int, value: int) -> None:
+        """Choose a register, or write to the one that is chosen."""
         if port == ADDRESS_PORT and size_bytes == 4:
             self._address = value
             return

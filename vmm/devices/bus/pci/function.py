@@ -92,9 +92,11 @@ class Function:
         self._bytes[:] = record
 
     def read_config(self, offset: int, size_bytes: int) -> int:
+        """What a read of configuration space gives."""
         return self.get(offset, size_bytes)
 
     def write_config(self, offset: int, size_bytes: int, value: int) -> None:
+        """A write to it, of which only the writable bits stay."""
         for index, byte in enumerate(value.to_bytes(size_bytes, "little"), offset):
             mask = self._writable[index]
             self._bytes[index] = self._bytes[index] & ~mask | byte & mask

@@ -26,7 +26,10 @@ class Line(Protocol):
         """The message's address and data, or None while there is none."""
         ...
 
-    def send(self) -> None: ...
+    def send(self) -> None:
+        """Send the message once."""
+        ...
+
     def close(self) -> None:
         """Nobody needs it any more."""
         ...
@@ -103,12 +106,14 @@ class MsiX:
             line.close()
 
     def read_mmio(self, offset: int, size_bytes: int) -> int:
+        """The table, or behind it the pending bits."""
         with self._lock:
             if offset >= _PENDING_AT:
                 return self._pending >> 8 * (offset - _PENDING_AT) & (1 << 8 * size_bytes) - 1
             return int.from_bytes(self._table[offset : offset + size_bytes], "little")
 
     def write_mmio(self, offset: int, size_bytes: int, value: int) -> None:
+        """Change an entry of the table; what was pending for it may go out."""
         if offset + size_bytes > len(self._table):
             return
         with self._lock:
