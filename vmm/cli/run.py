@@ -12,8 +12,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.boot.image import Loading
-from vmm.config.domain import DomainConfig
-from vmm.control.places import check_free
+from vmm.config.domain import DomainConfig, default_name
 from vmm.devices.chips.exit_port import ExitPort
 from vmm.errors import ExitStatus, PyvmmError, UsageError
 from vmm.host import log
@@ -67,7 +66,10 @@ def run_guest(config: DomainConfig, request: Request, loading: Loading) -> int:
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"two guests are both called {name!r}; give one of them another --name")
-        check_free(name)
+    if config.name != default_name():  # which nobody else has
+        from vmm.control.places import check_free
+
+        check_free(config.name)
     prepared = prepare(config, request.start, loading)
     runner: _Runner | None = None
     previous = {number: signal.signal(number, _terminate) for number in (signal.SIGTERM, signal.SIGHUP)}

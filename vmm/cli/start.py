@@ -1,7 +1,6 @@
 """From the parsed command line of `pyvmm run` to a request that `cli.run` carries out."""
 
 import gc
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +69,8 @@ def _beside(values: dict[str, Any]) -> "tuple[Beside, ...]":
 
 
 def _domu(number: int, path: Path) -> "Beside":
+    import shlex
+
     from vmm.cli.run import Beside
     from vmm.toolstack.prepare import Start
 

@@ -128,6 +128,11 @@ def host_memory_bytes() -> int:
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
+def default_name() -> str:
+    """What a guest is called that nobody has named."""
+    return f"guest-{os.getpid()}"
+
+
 def default_image() -> Path:
     """$PYVMM_KERNEL, else the running kernel's own file; UsageError where that is not in the usual place."""
     if chosen := os.environ.get("PYVMM_KERNEL"):

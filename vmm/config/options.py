@@ -4,13 +4,12 @@ all walk this table.
 A row says how the option is written, what it takes, who may use it, and which fields of which object it sets.
 """
 
-import os
 from collections.abc import Callable, Iterable, Mapping
 from enum import Enum, Flag, auto
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vmm.config.domain import default_image, parse_size, parse_xen_version
+from vmm.config.domain import default_image, default_name, parse_size, parse_xen_version
 from vmm.config.features import COMBINATIONS
 from vmm.devices.kinds import KINDS, parse_specs
 from vmm.errors import UsageError
@@ -200,7 +199,7 @@ OPTIONS: list[Option] = [
     ),
     Option(
         ("--name",), "the guest's name, for the other commands (default guest-PID)",
-        Takes.TEXT, (Sets(Of.DOMAIN, "name", lambda name: name or f"guest-{os.getpid()}"),), use=_EVERYWHERE,
+        Takes.TEXT, (Sets(Of.DOMAIN, "name", lambda name: name or default_name()),), use=_EVERYWHERE,
     ),
     Option(
         ("--console",), f"the PV console: {FORMS}",

@@ -85,8 +85,9 @@ class Domain:
         self.shutdown_reason: ShutdownReason | None = None
         """What the guest has said beforehand that its shutdown will mean."""
         self.kept_by_kvm = system.xen_flags() if transport is Transport.KVM_XEN else XenFlag(0)
-        self.devices: DeviceManager | None = None
-        """Its devices, once it has a bus that they can stand on."""
+        self.plug_board: Callable[[], DeviceManager] | None = None
+        """Makes what its devices stand on, for the first of them; None where it has nothing of the kind."""
+        self._devices: DeviceManager | None = None
         self.served = False
         """Whether pyvmm's own xenstore is the domain's."""
         self.vcpus: list[Vcpu] = []
@@ -176,6 +177,13 @@ class Domain:
         return self.shape.name
 
     @property
+    def devices(self) -> "DeviceManager | None":
+        """Its devices; None where it has no bus that they could stand on."""
+        if self._devices is None and self.plug_board is not None:
+            self._devices = self.plug_board()
+        return self._devices
+
+    @property
     def outcome(self) -> Outcome | None:
         """How it ended; None while it may still run."""
         return self.life.outcome
@@ -254,8 +262,8 @@ class Domain:
         self.console.stop_serial()
         for vcpu in self.vcpus:
             vcpu.join()
-        if self.devices is not None:
-            self.devices.close()
+        if self._devices is not None:
+            self._devices.close()
         self.console.stop()
         self._timers.stop()
 

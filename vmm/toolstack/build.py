@@ -1,6 +1,7 @@
 """Building a domain: from what a user asks for to one that is paused, with an image in it, by the verbs of `machine`."""
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from vmm.boot import acpi, pvh
 from vmm.boot.elf import ElfImage
@@ -8,7 +9,6 @@ from vmm.boot.hypercall_sites import Site
 from vmm.config.domain import DomainConfig
 from vmm.config.features import Feature
 from vmm.devices.kind import Spec
-from vmm.devices.ring.granted import BACKEND_DOMID
 from vmm.errors import UsageError
 from vmm.host.chardev import Sink
 from vmm.machine.domain import Domain
@@ -17,9 +17,12 @@ from vmm.toolstack.transports import plan_hypercalls
 from vmm.xenabi.constants import E820, PAGE_BYTES, HvmParam, Virq
 from vmm.xenabi.interfaces import SharedBytes
 from vmm.xenabi.transport import Transport, patch_for
-from vmm.xenabi.values import Gfn, GrantRef, Port, VcpuId
+from vmm.xenabi.values import BACKEND_DOMID, Gfn, GrantRef, Port, VcpuId
 from vmm.xenabi.vcpu_context import flat
 from vmm.xenstore.layout import DomainFacts
+
+if TYPE_CHECKING:
+    from vmm.devices.manager import DeviceManager
 
 SPECIAL_PAGES_START, SPECIAL_PAGES = 0xFEFF_8000, 8
 STORE_GFN, CONSOLE_GFN = Gfn(0xFEFFC), Gfn(0xFEFFF)
@@ -61,7 +64,7 @@ def build(
             _offer_store(domain, store_port).write(STORE_CONNECTION_OFFSET, NOT_CONNECTED.to_bytes(4, "little"))
         elif not config.own_xenstore:
             introduce(hypervisor, domain, config, store_port, console_port)
-        make_bus(hypervisor, domain)
+        provide_bus(hypervisor, domain)
         attach_devices(domain, config.devices)
         load(domain, image, config.command_line, modules, plan.sites)
     except BaseException:
@@ -111,28 +114,40 @@ def introduce(hypervisor: Hypervisor, domain: Domain, config: DomainConfig, stor
 
 def attach_devices(domain: Domain, specs: Sequence[Spec]) -> None:
     """Give it devices, in order.  PyvmmError."""
-    if specs and domain.devices is None:
+    if not specs:
+        return
+    devices = domain.devices
+    if devices is None:
         raise UsageError(
             f"{domain.name}: with its xenstore in dom0, a guest's disks, network cards and shares are for dom0 to give; "
             "leave them out, or use --xenstore internal"
         )
     for spec in specs:
-        assert domain.devices is not None
-        domain.devices.attach(spec)
+        devices.attach(spec)
 
 
-def make_bus(hypervisor: Hypervisor, domain: Domain) -> None:
-    """What its devices stand on: PCI where it has that, else xenbus where pyvmm serves its xenstore."""
-    from vmm.devices.manager import DeviceManager
+def provide_bus(hypervisor: Hypervisor, domain: Domain) -> None:
+    """Say what its devices will stand on: PCI where it has that, else xenbus where pyvmm serves its xenstore."""
+    vcpus, pci, wiring = domain.shape.vcpus, domain.board.pci, domain.board.wiring
 
-    if domain.board.pci is not None and domain.board.wiring is not None:
+    def on_pci() -> "DeviceManager":
+        from vmm.devices.manager import DeviceManager  # most guests have no devices
         from vmm.devices.virtio.bus import VirtioBus
 
-        domain.devices = DeviceManager(VirtioBus(domain.board.pci, domain.board.wiring), domain.shape.vcpus)
-    elif domain.served:
-        from vmm.devices.bus.xenbus import Xenbus
+        assert pci is not None
+        assert wiring is not None
+        return DeviceManager(VirtioBus(pci, wiring), vcpus)
 
-        domain.devices = DeviceManager(Xenbus(hypervisor.xenstore, domain), domain.shape.vcpus)
+    def on_xenbus() -> "DeviceManager":
+        from vmm.devices.bus.xenbus import Xenbus
+        from vmm.devices.manager import DeviceManager
+
+        return DeviceManager(Xenbus(hypervisor.xenstore, domain), vcpus)
+
+    if pci is not None:
+        domain.plug_board = on_pci
+    elif domain.served:
+        domain.plug_board = on_xenbus
 
 
 def _offer_store(domain: Domain, port: Port) -> SharedBytes:

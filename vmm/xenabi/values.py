@@ -11,6 +11,10 @@ Gfn = NewType("Gfn", int)
 GrantRef = NewType("GrantRef", int)
 
 
+BACKEND_DOMID = Domid(0)
+"""The domain that back ends in this process act for."""
+
+
 class XenError(Exception):
     """A hypercall's refusal: the guest gets `-code`."""
 

@@ -11,7 +11,7 @@ from enum import Enum, IntEnum
 from typing import NamedTuple, Protocol
 
 from vmm.devices.kind import Bus
-from vmm.devices.ring.granted import BACKEND_DOMID, GrantedPages
+from vmm.devices.ring.granted import GrantedPages
 from vmm.errors import PyvmmError
 from vmm.host import log
 from vmm.host.eventloop import Doorbell
@@ -19,7 +19,7 @@ from vmm.xenabi import evtchn
 from vmm.xenabi.evtchn import EventChannels
 from vmm.xenabi.grants import GrantTable
 from vmm.xenabi.interfaces import AddressSpace
-from vmm.xenabi.values import Domid, Port, XenError
+from vmm.xenabi.values import BACKEND_DOMID, Domid, Port, XenError
 from vmm.xenstore.layout import guests_device, toolstacks
 from vmm.xenstore.server import Store
 from vmm.xenstore.service import Xenstore

@@ -7,11 +7,9 @@ from vmm.devices.ring.shared import SharedRing
 from vmm.xenabi.constants import PAGE_BYTES
 from vmm.xenabi.grants import GrantTable
 from vmm.xenabi.interfaces import AddressSpace, SharedBytes
-from vmm.xenabi.values import Domid, Gfn, Gpa, GrantRef, XenError
+from vmm.xenabi.values import BACKEND_DOMID, Gfn, Gpa, GrantRef, XenError
 
 MAX_SEEN = 4096
-BACKEND_DOMID = Domid(0)
-"""The domain that back ends in this process act for."""
 
 
 class GrantedPages:
