@@ -14,7 +14,7 @@ from vmm.boot import pvh
 from vmm.boot.image import load_image
 from vmm.config.domain import DomainConfig
 from vmm.config.shape import Shape
-from vmm.errors import PyvmmError
+from vmm.errors import PyvmmError, UsageError
 from vmm.kvm import System
 from vmm.machine.domain import Domain
 from vmm.machine.hooks import Carry, Hooks, Proceed
@@ -22,6 +22,7 @@ from vmm.machine.hypervisor import Hypervisor
 from vmm.machine.lifecycle import Life, WrongLife
 from vmm.machine.memory import guest as guest_memory
 from vmm.observe import live
+from vmm.toolstack import lifecycle as toolstack
 from vmm.toolstack.build import build as build_domain
 from vmm.xenabi.constants import E820, PAGE_BYTES, HvmParam, Hypercall, ShutdownReason
 from vmm.xenabi.hypercalls import dispatch
@@ -109,6 +110,18 @@ def test_empty_domains_come_to_life_and_go_200_times_beside_one_that_runs(hyperv
     assert resident_kib() - kib < 8 << 10
     assert beside.life.state is Life.RUNNING
     assert beside.outcome is None
+
+
+def test_what_goes_by_xenstore_is_refused_where_it_is_not_pyvmms(hypervisor: Hypervisor) -> None:
+    domain = hypervisor.create(Shape("dom0s", 256 << 20), Transport.PAGE)
+    for ask in (
+        lambda: toolstack.set_memory(hypervisor, domain, 128 << 20),
+        lambda: toolstack.set_vcpus(hypervisor, domain, 1),
+        lambda: toolstack.press_sysrq(hypervisor, domain, "t"),
+    ):
+        with pytest.raises(UsageError, match=r"served by xenstored in dom0.*--xenstore internal"):
+            ask()
+    assert not toolstack.ask(hypervisor, domain, "poweroff")
 
 
 def test_a_domain_that_never_ran_can_be_shut_down_and_destroyed(hypervisor: Hypervisor) -> None:

@@ -111,6 +111,17 @@ def test_cpuid_shows_xen_as_the_reference_does(build: Build, page_transport: Tra
                 assert found == leaf[2:], f"leaf {leaf.function:#x}.{subleaf}"
 
 
+def test_model_specific_registers_and_sizes_of_addresses_are_xens(build: Build, page_transport: Transport) -> None:
+    ended = run(DomainConfig(build("msrs"), transport=page_transport))
+    passes(ended)
+    page, machine_checks, addresses = (int(word, 16) for word in ended.console.splitlines()[0].split())
+    assert page == 0
+    assert machine_checks == 2
+    assert addresses >> 16 == 0
+    assert 36 <= addresses & 0xFF <= 52
+    assert 48 <= addresses >> 8 & 0xFF <= 57
+
+
 def test_memory_map_by_hypercall_is_the_one_in_start_info(build: Build, page_transport: Transport) -> None:
     passes(run(DomainConfig(build("memory"), transport=page_transport)))
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 from vmm import __version__
-from vmm.cli.control import COMMANDS
 from vmm.config.options import OPTIONS, For, Takes, default_of
 from vmm.errors import UsageError
 
@@ -193,6 +192,8 @@ def _add_xenstore(commands: _Commands) -> None:
 
 def _add_control(commands: _Commands) -> None:
     """The commands on a running guest, from their table."""
+    from vmm.cli.control import COMMANDS  # which `run` has no use for
+
     listing = _command(commands, "list", "list the running guests", "pyvmm list", "pyvmm list --json")
     listing.add_argument("--json", action="store_true", help="print JSON")
     for row in COMMANDS:

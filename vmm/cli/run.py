@@ -29,7 +29,7 @@ from vmm.xenabi.constants import ShutdownReason
 from vmm.xenabi.values import Domid
 
 if TYPE_CHECKING:
-    from vmm.control.actions import Running
+    from vmm.control.actions import Actions, Running
     from vmm.control.server import ControlServer
     from vmm.observe.gdb.server import GdbServer
     from vmm.observe.session import Observation, Observers
@@ -256,11 +256,17 @@ class _Runner:
         """Take requests from other processes, from now on: what that needs is imported beside the running guest."""
         if self._control is not None:
             return
-        from vmm.control.actions import Actions
         from vmm.control.server import ControlServer
 
+        started_s = time.monotonic()
+
+        def requests() -> "Actions":
+            from vmm.control.actions import Actions
+
+            return Actions(self, started_s)
+
         try:
-            self._control = ControlServer(self._config.name, Actions(self))
+            self._control = ControlServer(self._config.name, requests)
         except (OSError, PyvmmError) as error:
             log.get(__name__).warning("no other command can reach this guest", reason=str(error))
 

@@ -1,6 +1,5 @@
 """From the parsed command line of `pyvmm run` to a request that `cli.run` carries out."""
 
-import gc
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +18,6 @@ INTERNAL_XENSTORE = Path("internal")
 
 def start(values: dict[str, Any]) -> int:
     """Run the guest to its end: the exit status.  PyvmmError."""
-    gc.disable()  # the start makes objects that live to the end; looking through them again and again costs 5 ms
     from vmm.boot.image import Loading
     from vmm.config.domain import default_image
 

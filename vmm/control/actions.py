@@ -46,9 +46,10 @@ class Session(Protocol):
 class Actions:
     """The requests of the control socket.  Called in its clients' threads."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, started_s: float) -> None:
+        """`started_s` is when the guests were started, on the monotonic clock."""
         self._session = session
-        self._started = time.monotonic()
+        self._started = started_s
         self._table: dict[str, Callable[[Running, dict[str, Any]], Any]] = {
             "shutdown": lambda guest, request: self._ask(guest, "poweroff"),
             "reboot": lambda guest, request: self._ask(guest, "reboot"),

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from functools import partial
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 from vmm.control.places import check_free, make_folder, socket_of
@@ -45,16 +45,23 @@ class Requests(Protocol):
 class ControlServer:
     """A thread waits for clients, and each of them has one: requests may take long."""
 
-    def __init__(self, name: str, requests: Requests) -> None:
-        """PyvmmError where a guest of that name runs already, or where there is no place for the socket."""
+    def __init__(self, name: str, requests: Callable[[], Requests]) -> None:
+        """PyvmmError where a guest of that name runs already, or where there is no place for the socket.
+
+        `requests` makes those who carry requests out; it is called when the first one comes.
+        """
         make_folder()
         check_free(name)
         self._path = socket_of(name)
         self._listener = listener(self._path, MAX_CLIENTS)
-        self._requests = requests
+        self._make_requests = requests
         self._clients: set[socket.socket] = set()
         self._closing = False
         threading.Thread(target=self._accept, name="control", daemon=True).start()
+
+    @cached_property
+    def _requests(self) -> Requests:
+        return self._make_requests()
 
     def _accept(self) -> None:
         while True:

@@ -40,7 +40,7 @@ class Running:
         self.typed = b""
         self.asked: list[dict[str, Any]] = []
         self.left = False
-        self.server = ControlServer("mine", self)
+        self.server = ControlServer("mine", lambda: self)
 
     def answer(self, request: dict[str, Any]) -> Any:
         what = request.get("do")

@@ -270,6 +270,15 @@ def test_files_that_cannot_be_a_disk_are_refused_in_a_sentence(tmp_path: Path, f
     RawImage(tmp_path / "q", checked=False).close()
 
 
+def test_the_end_of_a_disk_that_is_no_whole_sector_is_named(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "odd"
+    path.write_bytes(bytes(1124))
+    image = RawImage(path)
+    assert image.size_bytes == 1024
+    image.close()
+    assert "left_out=100" in capfd.readouterr().err
+
+
 def test_a_disk_has_one_writer_or_many_readers(file: Path) -> None:
     first = RawImage(file)
     assert "in use by another guest" in refusal(file)

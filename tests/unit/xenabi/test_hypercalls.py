@@ -8,9 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.unit.fakes import Domain
+from vmm.observe.trace.filters import known_names, parse_filter
 from vmm.xenabi.constants import DOMID_SELF, HvmParam, Hypercall, MapSpace, ShutdownReason
 from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.hypercalls import TABLE, Entry, dispatch, name_of
+from vmm.xenabi.hypercalls.registry import Suboperations, suboperation
+from vmm.xenabi.state import Call
 from vmm.xenabi.structs import (
     AddToPhysmap,
     AddToPhysmapBatch,
@@ -51,6 +54,24 @@ def test_every_entry_has_a_name_and_a_docstring_with_meaning() -> None:
 def test_names_are_xens() -> None:
     assert name_of(Hypercall.event_channel_op, (4,)) == "event_channel_op.send"
     assert name_of(Hypercall.memory_op, (7 | 3 << 6,)) == "memory_op.add_to_physmap"
+
+
+def test_a_new_suboperation_is_one_decorated_function(domain: Domain, monkeypatch: pytest.MonkeyPatch) -> None:
+    group = TABLE[Hypercall.sched_op]
+    assert isinstance(group, Suboperations)
+    monkeypatch.setattr(group, "entries", dict(group.entries))
+
+    @suboperation(Hypercall.sched_op, 77, "tell", arg=SchedPoll)
+    def tell(call: Call, poll: SchedPoll) -> int:
+        return poll.nr_ports
+
+    raw = SchedPoll(ports=0, nr_ports=5, timeout=0).pack(Abi.X86_64)
+    domain.vcpus[0].write_virtual(ARGUMENT, raw)
+    assert dispatch(domain.call(Hypercall.sched_op, 77, ARGUMENT)) == 5
+    assert dispatch(domain.call(Hypercall.sched_op, 77, 0xDEAD_0000_0000)) == -errno.EFAULT
+    assert name_of(Hypercall.sched_op, (77,)) == "sched_op.tell"
+    assert {"sched_op.tell", "tell"} <= set(known_names())
+    assert parse_filter("sched_op.tell").names == ("sched_op.tell",)
 
 
 def test_version_and_texts_are_as_configured(domain: Domain) -> None:
