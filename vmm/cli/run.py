@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from vmm.boot.image import Loading
 from vmm.config.domain import DomainConfig, default_name
-from vmm.devices.chips.exit_port import ExitPort
 from vmm.errors import ExitStatus, PyvmmError, UsageError
 from vmm.host import log
 from vmm.host.chardev import Chardev, Tee
@@ -23,7 +22,6 @@ from vmm.machine.domain import Domain
 from vmm.machine.hypervisor import Hypervisor
 from vmm.machine.lifecycle import Hold, Outcome
 from vmm.toolstack.build import build
-from vmm.toolstack.lifecycle import ask, why_no_hypercalls
 from vmm.toolstack.prepare import Prepared, Start, prepare
 from vmm.xenabi.constants import ShutdownReason
 from vmm.xenabi.values import Domid
@@ -189,11 +187,14 @@ class _Runner:
     def _run(self) -> int | None:
         """The exit status of the first guest, or None where it is to be started again."""
         first, request = self._guests[0], self._request
-        exit_port = ExitPort()
+        exit_port = None
         for guest in self._guests:
             if guest.start.command is not None:
-                port = exit_port if guest is first else ExitPort()
+                from vmm.devices.chips.exit_port import ExitPort
+
+                port = ExitPort()
                 guest.domain.ports.own(port, *port.ranges)
+                exit_port = port if guest is first else exit_port
             if guest.start.gdb is not None and guest.start.gdb.endswith(",wait"):
                 for vcpu in guest.domain.vcpus:
                     vcpu.hold(Hold.DEBUGGER)
@@ -228,7 +229,7 @@ class _Runner:
             return ExitStatus.TIMED_OUT
         if outcome.reason is ShutdownReason.reboot and request.restart:
             return None
-        return _report(domain, outcome, exit_port.status, request.start.command)
+        return _report(domain, outcome, None if exit_port is None else exit_port.status, request.start.command)
 
     # ------------------------------------------------------------------- what others ask of the guests
 
@@ -286,6 +287,8 @@ class _Runner:
 
     def _ask_to_end(self, domain: Domain) -> None:
         """Give the guest's kernel some time to shut down; a second interrupt ends that too."""
+        from vmm.toolstack.lifecycle import ask
+
         if domain.outcome is None and ask(self.hypervisor, domain, "poweroff"):
             print(
                 f"pyvmm: asked the guest to power off; it has {GRACE_S} s, or until the next interrupt",
@@ -343,6 +346,8 @@ def _report(domain: Domain, outcome: Outcome, command_status: int | None, comman
 
 
 def _say(domain: Domain, *lines: str, kvm_xen: bool = True) -> None:
+    from vmm.toolstack.lifecycle import why_no_hypercalls
+
     why = why_no_hypercalls(domain, kvm_xen=kvm_xen)
     for index, line in enumerate([*lines, why] if why else lines):
         print(f"pyvmm: {line}" if index == 0 or line is why else f"  {line}", file=sys.stderr)

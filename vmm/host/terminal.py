@@ -5,9 +5,7 @@ waits until the guest has room for it.
 """
 
 import os
-import termios
 import threading
-import tty
 from collections.abc import Callable
 
 ESCAPE = b"\x1d"
@@ -38,6 +36,9 @@ class Terminal:
         if self._is_tty and self._saved is None:
             if os.tcgetpgrp(self._fd) != os.getpgrp():
                 return  # in the background: reading would stop the process
+            import termios  # which most guests, run by scripts, have no use for
+            import tty
+
             self._saved = termios.tcgetattr(self._fd)
             tty.setraw(self._fd)
         self._thread = threading.Thread(target=self._read, name="console-input", daemon=True)
@@ -46,6 +47,8 @@ class Terminal:
     def restore(self) -> None:
         """The terminal as it was."""
         if self._saved is not None:
+            import termios
+
             termios.tcsetattr(self._fd, termios.TCSADRAIN, self._saved)  # type: ignore[arg-type]
             self._saved = None
 

@@ -5,7 +5,7 @@
 
 import errno
 from time import CLOCK_MONOTONIC, clock_gettime_ns
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 from vmm.kvm import XenFlag
 from vmm.kvm.timer import Timer
@@ -18,25 +18,13 @@ from vmm.xenabi.structs import RunstateInfo
 from vmm.xenabi.values import RunstateTimes, XenError
 
 if TYPE_CHECKING:
-    pass
+    from vmm.machine.records import ClockRecord
 
 MSR_KVM_SYSTEM_TIME_NEW = 0x4B56_4D01
 TIME_INFO_BYTES = 32
 RUNSTATE_UPDATE_NS = 50_000_000
 NEVER_NS = (1 << 64) - 1
 LONGEST_DELAY_NS = 1 << 60
-
-
-class ClockRecord(NamedTuple):
-    """A vCPU's clock as data."""
-
-    time_at: int | None
-    """Where the guest has its vcpu_time_info, guest-physical."""
-    runstate_at: tuple[int, Abi] | None
-    """Where it wants a copy of its run state, guest-virtual, and in which ABI."""
-    deadline_ns: int | None
-    """When its timer is due, in guest system time."""
-    period_ns: int | None
 
 
 class VcpuClock:
@@ -190,8 +178,10 @@ class VcpuClock:
         """A timer has come whose event is not the C loop's to raise."""
         self._host.events.send_virq(Virq.TIMER, self._vcpu.id)
 
-    def record(self) -> ClockRecord:
+    def record(self) -> "ClockRecord":
         """The clock as data; the vCPU is paused."""
+        from vmm.machine.records import ClockRecord
+
         left_ns = self.singleshot.left_ns()[0]
         if self._vcpu.kvm.own_deadline_ns:
             left_ns = max(self._vcpu.kvm.own_deadline_ns - clock_gettime_ns(CLOCK_MONOTONIC), 1)
@@ -199,7 +189,7 @@ class VcpuClock:
         deadline = self._host.clock_ns() + left_ns if left_ns else None
         return ClockRecord(self._clock_gpa, self._runstate_area, deadline, period_ns or None)
 
-    def restore(self, record: ClockRecord) -> None:
+    def restore(self, record: "ClockRecord") -> None:
         """Go on as another did, whose system time this guest has; before its vCPU runs."""
         if record.time_at is not None:
             self.place_clock(record.time_at)

@@ -9,13 +9,16 @@ import heapq
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from vmm.xenabi.constants import NR_VIRQS, PAGE_BYTES, PER_VCPU_VIRQS, EvtchnStatusKind, Virq
 from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.evtchn_abi import CONTROL_BLOCK_BYTES, DEFAULT_PRIORITY, LOWEST_PRIORITY, FifoAbi, TwoLevelAbi
 from vmm.xenabi.interfaces import AddressSpace, EventTable, KernelPorts, SharedBytes, VcpuState
-from vmm.xenabi.values import Domid, Gpa, Notify, Port, QueuesRecord, VcpuId, Wait, XenError
+from vmm.xenabi.values import Domid, Notify, Port, VcpuId, Wait, XenError
+
+if TYPE_CHECKING:
+    from vmm.xenabi.records import ChannelRecord, EventsRecord
 
 BUSY_TRIES = 16
 """Free ports that are looked at before a fresh one is taken, where the guest still has them in a queue."""
@@ -68,29 +71,6 @@ class Channel:
     def remote_port(self) -> Port:
         """The far end's port, 0 where it has none."""
         return self.far.port if isinstance(self.far, Remote) else Port(0)
-
-
-class ChannelRecord(NamedTuple):
-    """One port, as data.  `far` is None where the port has no far end, `remote_port` 0 where that is a back end."""
-
-    port: Port
-    kind: EvtchnStatusKind
-    vcpu: VcpuId
-    virq: int
-    priority: int
-    pending_early: bool
-    remote_domid: Domid
-    remote_port: Port
-
-
-class EventsRecord(NamedTuple):
-    """All that there is to an event channel table beside what lies in the guest's own memory."""
-
-    channels: tuple[ChannelRecord, ...]
-    fifo_blocks: tuple[tuple[VcpuId, Gpa], ...] | None
-    """FIFO: where each vCPU's control block is; None with the 2-level ABI, or neither."""
-    fifo_pages: tuple[Gpa, ...]
-    queues: QueuesRecord
 
 
 class Watcher(Protocol):
@@ -528,8 +508,10 @@ class EventChannels:
 
     # -------------------------------------------------------------------------------------- state
 
-    def record(self) -> EventsRecord:
+    def record(self) -> "EventsRecord":
         """The table as data; what is pending lies in the guest's memory."""
+        from vmm.xenabi.records import EventsRecord
+
         with self._lock:
             fifo = self._abi if isinstance(self._abi, FifoAbi) else None
             return EventsRecord(
@@ -539,7 +521,7 @@ class EventChannels:
                 self._table.queues(),
             )
 
-    def restore(self, record: EventsRecord, memory: AddressSpace) -> None:
+    def restore(self, record: "EventsRecord", memory: AddressSpace) -> None:
         """Be what another table was, once the guest's memory, shared info included, is there; this one is new.
 
         Back ends `connect` again, and the vCPUs' areas are theirs to place.
@@ -566,7 +548,9 @@ class EventChannels:
             self._free = [port for port in range(1, top) if port not in self._channels]
 
 
-def _record(channel: Channel) -> ChannelRecord:
+def _record(channel: Channel) -> "ChannelRecord":
+    from vmm.xenabi.records import ChannelRecord
+
     return ChannelRecord(
         channel.port, channel.kind, channel.vcpu, channel.virq, channel.priority, channel.pending_early,
         channel.remote_domid, channel.remote_port,

@@ -8,11 +8,14 @@ import struct
 import threading
 from collections import deque
 from collections.abc import Sequence
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, cast
 
 from vmm.xenabi.constants import GRANT_STATUS_FRAMES, PAGE_BYTES
 from vmm.xenabi.interfaces import SharedBytes
 from vmm.xenabi.values import Domid, Gfn, GrantRef, XenError
+
+if TYPE_CHECKING:
+    from vmm.xenabi.records import GrantsRecord
 
 MAX_FRAMES = 64
 RESERVED_ENTRIES = 8
@@ -34,15 +37,6 @@ _STATUSES_A_FRAME = PAGE_BYTES // 2
 FRAMES_A_STATUS_FRAME = _STATUSES_A_FRAME // _V2_ENTRIES_A_FRAME
 TABLE_PAGES = MAX_FRAMES + MAX_FRAMES // FRAMES_A_STATUS_FRAME
 """Xen's own pages that a table takes: its frames, and behind them its status frames."""
-
-
-class GrantsRecord(NamedTuple):
-    """A grant table as data; its entries are in Xen's own pages."""
-
-    version: int
-    frames: int
-    users: tuple[tuple[GrantRef, int], ...]
-    """Of each reference in use: how many use it for reading, and 2^32 times how many for writing."""
 
 
 class GrantTable:
@@ -74,12 +68,14 @@ class GrantTable:
         with self._lock:
             self.frames = max(self.frames, frames)
 
-    def record(self) -> GrantsRecord:
+    def record(self) -> "GrantsRecord":
         """The table as data."""
+        from vmm.xenabi.records import GrantsRecord
+
         with self._lock:
             return GrantsRecord(self.version, self.frames, tuple(sorted(self._users.items())))
 
-    def restore(self, record: GrantsRecord) -> None:
+    def restore(self, record: "GrantsRecord") -> None:
         """Be what another table was; this one is new, and its pages hold what the other's did."""
         with self._lock:
             self.version, self.frames, self._users = record.version, record.frames, dict(record.users)

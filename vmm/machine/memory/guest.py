@@ -7,13 +7,16 @@ is, which is never changed in place.  A region, once there, stays until the doma
 import errno
 import threading
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from vmm.errors import PyvmmError
 from vmm.kvm import PAGE_BYTES, HostMemory, KvmError, PageFile, SlotFlag, VmFd
 from vmm.machine.memory.regions import MemoryFault, Region, RegionTable, SharedBytes
 from vmm.xenabi.constants import E820
 from vmm.xenabi.values import Domid, Gfn, Gpa, MemmapEntry, XenError
+
+if TYPE_CHECKING:
+    from vmm.machine.records import MemoryRecord
 
 Result = TypeVar("Result")
 LOW_RAM_END = 0xF000_0000
@@ -30,22 +33,6 @@ LAPIC_START = 0xFEE0_0000
 
 _SHARING = threading.RLock()
 """Guards who shows whose pages, in all domains; taken before a domain's own lock."""
-
-
-class MemoryRecord(NamedTuple):
-    """The layout of an address space as data, without what is in its pages."""
-
-    regions: tuple[tuple[int, int], ...]
-    """Start and size of each, bytes, in the order of their slots."""
-    map: tuple[MemmapEntry, ...]
-    absent: tuple[tuple[int, bytes], ...]
-    """By a region's start: one byte a page, 1 where the guest has none."""
-    placed: tuple[tuple[int, Gfn], ...]
-    """Xen's own pages, and where each is shown."""
-    foreign: tuple[tuple[Gfn, Domid, Gfn], ...]
-    """Where other domains' pages are shown, and whose they are."""
-    pages: int
-    maximum_gfn: Gfn
 
 
 class GuestMemory:
@@ -400,8 +387,10 @@ class GuestMemory:
             window.absent = bytearray(b"\1" * ((end - start) // PAGE_BYTES))
         return window
 
-    def record(self) -> MemoryRecord:
+    def record(self) -> "MemoryRecord":
         """The layout as data."""
+        from vmm.machine.records import MemoryRecord
+
         with _SHARING, self._lock:
             by_slot = sorted(self._regions.all, key=lambda region: region.slot)
             return MemoryRecord(
@@ -414,7 +403,7 @@ class GuestMemory:
                 self._maximum_gfn,
             )
 
-    def restore(self, record: MemoryRecord) -> None:
+    def restore(self, record: "MemoryRecord") -> None:
         """Have another's layout, of fresh pages; this one is empty.  Foreign pages are for their users to map again."""
         with _SHARING, self._lock:
             for start, size in record.regions:
