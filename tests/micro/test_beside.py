@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from select import select
 
 from tests.commands import one_sentence, pyvmm, started
 
@@ -72,6 +73,7 @@ def test_it_is_reached_by_name_and_domid_and_goes_alone(build: Build, system: ob
         assert re.search(rf"^beside{os.getpid()} +1 +512 +1  running", listed(), re.MULTILINE)
         trace = started("trace", f"beside{os.getpid()}", "vcpu_op")
         assert trace.stdout is not None
+        assert select([trace.stdout], [], [], DEADLINE_S)[0], "nothing of it is seen"
         assert "vcpu_op.set_singleshot_timer" in trace.stdout.readline()
         assert pyvmm("destroy", f"beside{os.getpid()}").returncode == 0
         assert trace.wait(DEADLINE_S) == 0, "its end is the trace's"

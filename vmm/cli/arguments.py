@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, NoReturn, Protocol
 
 from vmm import __version__
 from vmm.config.options import OPTIONS, For, Takes, default_of
@@ -84,7 +84,10 @@ def make_parser(command: str | None = None) -> Parser:
     return parser
 
 
-_Commands: TypeAlias = "argparse._SubParsersAction[Parser]"
+class _Commands(Protocol):
+    """What `add_subparsers` gives; argparse has no public name for it."""
+
+    def add_parser(self, name: str, **settings: Any) -> "Parser": ...
 
 
 def _add_run(commands: _Commands) -> None:

@@ -49,14 +49,13 @@ class Request(NamedTuple):
     timeout_s: float | None = None
     restart: bool = True
     xenstore: Path | None = None
-    observation: "Observation | None" = None
     beside: tuple[Beside, ...] = ()
 
 
-def run_guest(config: DomainConfig, request: Request, loading: Loading) -> int:
+def run_guest(config: DomainConfig, request: Request, loading: Loading, observation: "Observation | None" = None) -> int:
     """Start the guest that `config` describes, its image being on its way, and wait for its end: the exit status.
 
-    PyvmmError.
+    Every guest of the run is looked on at as `observation` says.  PyvmmError.
     """
     if config.console == config.serial == "stdio":
         raise UsageError("--console and --serial cannot both be stdio; give --console another place, or none")
@@ -72,7 +71,7 @@ def run_guest(config: DomainConfig, request: Request, loading: Loading) -> int:
     runner: _Runner | None = None
     previous = {number: signal.signal(number, _terminate) for number in (signal.SIGTERM, signal.SIGHUP)}
     try:
-        runner = _Runner(config, request)
+        runner = _Runner(config, request, observation)
         return runner.run(prepared)
     finally:
         if runner is not None:
@@ -124,7 +123,7 @@ class _Guest(NamedTuple):
 class _Runner:
     """The guests of one run, and their restarts.  Owned by the main thread; the control socket's ask it, too."""
 
-    def __init__(self, config: DomainConfig, request: Request) -> None:
+    def __init__(self, config: DomainConfig, request: Request, observation: "Observation | None") -> None:
         self._config = config
         self._request = request
         self._deadline = None if request.timeout_s is None else time.monotonic() + request.timeout_s
@@ -139,10 +138,10 @@ class _Runner:
         self._observers: Observers | None = None
         self._debuggers: dict[Domid, GdbServer] = {}
         try:
-            if request.observation is not None:
+            if observation is not None:
                 from vmm.observe import session  # only whoever looks on pays for it
 
-                self._observers = session.Observers(request.observation)
+                self._observers = session.Observers(observation)
             if request.xenstore is not None:
                 self.hypervisor.xenstore.listen(request.xenstore)
             self._places.append(_Place(config, ""))

@@ -36,10 +36,9 @@ def start(values: dict[str, Any]) -> int:
         timeout_s=asked["timeout_s"],
         restart=on_reboot == "restart",
         xenstore=None if asked["xenstore"] == INTERNAL_XENSTORE else asked["xenstore"],
-        observation=_observation(values),
         beside=_beside(values),
     )
-    return run_guest(config, request, loading)
+    return run_guest(config, request, loading, _observation(values))
 
 
 def _observation(values: dict[str, Any]) -> "Observation | None":

@@ -300,12 +300,19 @@ class VcpuFd:
         ioctl(self.fd, "KVM_XEN_VCPU_SET_ATTR(UPCALL_VECTOR)", lib.KVM_XEN_VCPU_SET_ATTR, attribute)
 
     def xen_set_timer(self, port: int, deadline_ns: int) -> None:
-        """KVM_XEN_VCPU_ATTR_TYPE_TIMER: VIRQ_TIMER's port, and when it is due (0: not); port 0 takes the timer from KVM."""
+        """KVM_XEN_VCPU_ATTR_TYPE_TIMER: VIRQ_TIMER's port, and when it is due, a system time in ns (0: not)."""
         attribute = ffi.new("struct kvm_xen_vcpu_attr *")
         attribute.type, timer = lib.KVM_XEN_VCPU_ATTR_TYPE_TIMER, attribute.u.timer
         timer.port, timer.priority = port, lib.KVM_IRQ_ROUTING_XEN_EVTCHN_PRIO_2LEVEL
         timer.expires_ns = deadline_ns
         ioctl(self.fd, "KVM_XEN_VCPU_SET_ATTR(TIMER)", lib.KVM_XEN_VCPU_SET_ATTR, attribute)
+
+    def xen_timer_due(self) -> int:
+        """KVM_XEN_VCPU_ATTR_TYPE_TIMER: when VIRQ_TIMER is due, a system time in ns, 0 where it is not."""
+        attribute = ffi.new("struct kvm_xen_vcpu_attr *")
+        attribute.type = lib.KVM_XEN_VCPU_ATTR_TYPE_TIMER
+        ioctl(self.fd, "KVM_XEN_VCPU_GET_ATTR(TIMER)", lib.KVM_XEN_VCPU_GET_ATTR, attribute)
+        return int(attribute.u.timer.expires_ns)
 
     def lapic_enabled(self) -> bool:
         """Whether the guest has switched its LAPIC on, in its spurious-interrupt vector register (KVM_GET_LAPIC)."""

@@ -43,6 +43,8 @@ class VcpuClock:
         self._runstate_by_kvm = False
         self._clock_gpa: int | None = None
         self._raised_by_loop = False
+        self._kept_by_kvm = False
+        """Whether KVM may have been left the timer, which the guest then sets without pyvmm."""
 
     def place_clock(self, gpa: int) -> None:
         """The guest's vcpu_time_info is here."""
@@ -118,11 +120,14 @@ class VcpuClock:
             self._update_runstate()
         if self._vcpu.kvm.own_deadline_ns:
             self._vcpu.kvm.arm_own_timer(0)
-        if deadline_ns is None:
-            self.singleshot.disarm()
-        elif self._host.kernel_events.active and self._kvm_can_time():
+        if self._host.kernel_events.active and self._kvm_can_time() and deadline_ns is not None:
             self.singleshot.disarm()
             self._leave_timer_to_kvm(deadline_ns)
+            return
+        if self._vcpu.is_own_thread():
+            self._forget_timer_of_kvm()
+        if deadline_ns is None:
+            self.singleshot.disarm()
         elif self._raised_by_loop:
             self.singleshot.disarm()
             ahead = deadline_ns - self._host.clock_ns()
@@ -139,13 +144,30 @@ class VcpuClock:
     def _leave_timer_to_kvm(self, deadline_ns: int) -> None:
         port = self._host.events.port_of_virq(Virq.TIMER, self._vcpu.id)
         if port is not None:
+            self._kept_by_kvm = True
             self._vcpu.kvm.xen_set_timer(port, max(deadline_ns, 1))
             if self._vcpu.upcall_pending():
                 self._upcall.notify()
 
     def take_timer_from_kvm(self) -> None:
-        """The timer is pyvmm's again, from the guest's next deadline on."""
-        self._vcpu.post(lambda: self._vcpu.kvm.xen_set_timer(0, 0))
+        """The timer is pyvmm's again, and what it is armed for; what KVM was still to interrupt the guest for is, too."""
+        self._vcpu.post(self._take_timer_from_kvm)
+
+    def _take_timer_from_kvm(self) -> None:
+        deadline_ns = self._forget_timer_of_kvm()
+        if deadline_ns:
+            self.singleshot.arm(deadline_ns - self._host.clock_ns())
+        if self._vcpu.upcall_pending():
+            self._upcall.notify()
+
+    def _forget_timer_of_kvm(self) -> int:
+        """When it was due, 0 where it was not."""
+        if not self._kept_by_kvm:
+            return 0
+        self._kept_by_kvm = False
+        deadline_ns = self._vcpu.kvm.xen_timer_due()
+        self._vcpu.kvm.xen_set_timer(0, 0)
+        return deadline_ns
 
     def set_periodic_timer(self, period_ns: int | None) -> None:
         """VIRQ_TIMER every so often, or no more."""
@@ -185,6 +207,8 @@ class VcpuClock:
         left_ns = self.singleshot.left_ns()[0]
         if self._vcpu.kvm.own_deadline_ns:
             left_ns = max(self._vcpu.kvm.own_deadline_ns - clock_gettime_ns(CLOCK_MONOTONIC), 1)
+        elif self._kept_by_kvm and (due_ns := self._vcpu.kvm.xen_timer_due()):
+            left_ns = max(due_ns - self._host.clock_ns(), 1)
         period_ns = self.periodic.left_ns()[1]
         deadline = self._host.clock_ns() + left_ns if left_ns else None
         return ClockRecord(self._clock_gpa, self._runstate_area, deadline, period_ns or None)

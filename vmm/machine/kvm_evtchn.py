@@ -24,7 +24,7 @@ class Timekeeper(Protocol):
     """A vCPU's clock."""
 
     def take_timer_from_kvm(self) -> None:
-        """The timer is pyvmm's again, from the guest's next deadline on."""
+        """The timer is pyvmm's again, and what it is armed for; what KVM was still to interrupt the guest for is, too."""
         ...
 
     def choose_timekeeper(self) -> None:
