@@ -133,7 +133,7 @@ def add_options(parser: "Parser", use: For) -> None:
     """Every row of the table of options that is for such a user."""
     groups: dict[str, Any] = {}
     for option in OPTIONS:
-        if not option.use & use:
+        if use not in option.use:
             continue
         into: Any = parser
         if option.group:

@@ -1,42 +1,43 @@
 """The entry point: parse, call the command, turn its errors into a sentence and an exit status."""
 
-import argparse
 import gc
 import sys
+from typing import TYPE_CHECKING
 
-from vmm.cli.arguments import GROUPS, make_parser
-from vmm.errors import ExitStatus, PyvmmError
+if TYPE_CHECKING:
+    import argparse
 
 
-def _run(options: argparse.Namespace) -> int:
+def _run(options: "argparse.Namespace") -> int:
     from vmm.cli.start import start  # which begins to load the image before it imports the rest
 
     return start(vars(options))
 
 
-def _doctor(options: argparse.Namespace) -> int:
+def _doctor(options: "argparse.Namespace") -> int:
     from vmm.cli.doctor import diagnose, print_json, print_text
+    from vmm.errors import ExitStatus
 
     checks = diagnose(options.image)
     (print_json if options.json else print_text)(checks)
     return 0 if all(check.ok or not check.required for check in checks) else ExitStatus.UNSUPPORTED_HOST
 
 
-def _completion(options: argparse.Namespace) -> int:
+def _completion(options: "argparse.Namespace") -> int:
     from vmm.cli.completion import script
 
     print(script(options.shell), end="")
     return 0
 
 
-def _xenstore(options: argparse.Namespace) -> int:
+def _xenstore(options: "argparse.Namespace") -> int:
     from vmm.cli.xenstore import StoreRequest, xenstore
 
     full, permissions = getattr(options, "full", False), getattr(options, "permissions", False)
     return xenstore(StoreRequest(options.action, options.paths, options.socket, full, permissions))
 
 
-def _control(options: argparse.Namespace) -> int:
+def _control(options: "argparse.Namespace") -> int:
     from vmm.cli.control import control
 
     return control(options.command, vars(options))
@@ -47,11 +48,20 @@ _COMMANDS = {"run": _run, "doctor": _doctor, "xenstore": _xenstore, "completion"
 
 def main(arguments: list[str] | None = None) -> int:
     """The console script; returns the exit status."""
+    # A start makes objects that live to the end: looking through them again and again costs a tenth of it.
+    gc.disable()
     try:
-        words = sys.argv[1:] if arguments is None else arguments
+        return _main(sys.argv[1:] if arguments is None else arguments)
+    finally:
+        gc.enable()
+
+
+def _main(words: list[str]) -> int:
+    from vmm.cli.arguments import GROUPS, make_parser
+    from vmm.errors import ExitStatus, PyvmmError
+
+    try:
         command = words[0] if words and words[0] in GROUPS else None
-        if command == "run":
-            gc.disable()  # the start makes objects that live to the end; looking through them again and again costs 5 ms
         options = make_parser(command).parse_args(words)
         return _COMMANDS.get(options.command, _control)(options)
     except PyvmmError as error:

@@ -5,7 +5,7 @@ A row says how the option is written, what it takes, who may use it, and which f
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from enum import Enum, Flag, auto
+from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,14 +18,14 @@ from vmm.host.consoles import FORMS
 from vmm.xenabi.transport import Transport
 
 
-class For(Flag):
+class For(Enum):
     """Who may use an option."""
 
-    RUN = auto()
+    RUN = "run"
     """`pyvmm run`."""
-    DOMU = auto()
+    DOMU = "with-domu"
     """A file of `--with-domu`."""
-    GUEST = auto()
+    GUEST = "Guest"
     """`vmm.Guest`, as an argument of that name."""
 
 
@@ -74,7 +74,7 @@ class Option(NamedTuple):
     """The heading in the help."""
     exclusive: str = ""
     """Options with the same word here exclude each other."""
-    use: For = For.RUN | For.DOMU
+    use: frozenset[For] = frozenset({For.RUN, For.DOMU})
     argument: str = ""
     """Its name as an argument of `vmm.Guest`, where that is not the option's."""
 
@@ -92,7 +92,8 @@ class Option(NamedTuple):
 JOINED = {"devices"}
 """Fields to which several options add."""
 
-_EVERYWHERE = For.RUN | For.DOMU | For.GUEST
+_RUN_ALONE = frozenset({For.RUN})
+_EVERYWHERE = frozenset(For)
 _LOOKING_ON = "looking on"
 
 
@@ -136,13 +137,13 @@ OPTIONS: list[Option] = [
     Option(
         ("--dom0",), "boot it as Xen's initial, privileged domain on a PC with PCI", Takes.NOTHING,
         (Sets(Of.DOMAIN, "features", lambda dom0: COMBINATIONS["pvh-dom0" if dom0 else "pvh-domU"]),),
-        use=For.RUN,
+        use=_RUN_ALONE,
     ),
     Option(
         ("--with-domu",),
         "a guest beside the dom0: FILE holds IMAGE and options of `run` as one would type them, lines as one likes, "
         "# before a comment; its console is --console WHERE, none unless given",
-        Takes.PATHS, metavar="FILE", default=(), use=For.RUN,
+        Takes.PATHS, metavar="FILE", default=(), use=_RUN_ALONE,
     ),
     Option(
         (), "a vmlinux, bzImage or other ELF image with a PVH entry (default: the running kernel's in /boot)",
@@ -211,7 +212,7 @@ OPTIONS: list[Option] = [
     ),
     Option(
         ("--on-reboot",), "start the guest again, or end with status 0 (default: restart; exit with --exec)",
-        Takes.TEXT, (Sets(Of.RUN, "on_reboot"),), choices=("restart", "exit"), use=For.RUN,
+        Takes.TEXT, (Sets(Of.RUN, "on_reboot"),), choices=("restart", "exit"), use=_RUN_ALONE,
     ),
     Option(
         ("--transport",), "how hypercalls leave the guest (`pyvmm doctor IMAGE` says what auto takes)",
@@ -226,26 +227,26 @@ OPTIONS: list[Option] = [
         ("--xenstore",),
         "serve the guest's xenstore on a Unix socket; a dom0, which runs xenstored itself unless this is given, gets"
         " pyvmm's, without a socket for `internal`",
-        Takes.PATH, (Sets(Of.RUN, "xenstore"),), metavar="PATH", use=For.RUN,
+        Takes.PATH, (Sets(Of.RUN, "xenstore"),), metavar="PATH", use=_RUN_ALONE,
     ),
     Option(
         ("--trace",),
         "print hypercalls, events, xenstore messages and other exits as they happen, like strace; FILTER "
         "(--trace=...) is names and patterns between commas, `!` before what is not wanted, vcpu=N, failed",
-        Takes.OPTIONAL, (Sets(Of.OBSERVE, "trace"),), metavar="FILTER", group=_LOOKING_ON, use=For.RUN,
+        Takes.OPTIONAL, (Sets(Of.OBSERVE, "trace"),), metavar="FILTER", group=_LOOKING_ON, use=_RUN_ALONE,
     ),
     Option(
         ("--trace-file",), "to a file instead of standard error",
-        Takes.PATH, (Sets(Of.OBSERVE, "trace_file"),), metavar="FILE", group=_LOOKING_ON, use=For.RUN,
+        Takes.PATH, (Sets(Of.OBSERVE, "trace_file"),), metavar="FILE", group=_LOOKING_ON, use=_RUN_ALONE,
     ),
     Option(
         ("--trace-format",), "how a record is written",
         Takes.TEXT, (Sets(Of.OBSERVE, "trace_format"),),
-        default="text", choices=("text", "jsonl", "perfetto"), group=_LOOKING_ON, use=For.RUN,
+        default="text", choices=("text", "jsonl", "perfetto"), group=_LOOKING_ON, use=_RUN_ALONE,
     ),
     Option(
         ("--symbols",), "a vmlinux, System.map or /proc/kallsyms to name the trace's addresses",
-        Takes.PATH, (Sets(Of.OBSERVE, "symbols"),), metavar="FILE", group=_LOOKING_ON, use=For.RUN,
+        Takes.PATH, (Sets(Of.OBSERVE, "symbols"),), metavar="FILE", group=_LOOKING_ON, use=_RUN_ALONE,
     ),
     Option(
         ("--gdb",),
@@ -254,33 +255,33 @@ OPTIONS: list[Option] = [
     ),
     Option(
         ("--timeline",), "write an HTML page: phases, what happened when, the slowest gaps",
-        Takes.PATH, (Sets(Of.OBSERVE, "timeline"),), metavar="FILE", group=_LOOKING_ON, use=For.RUN,
+        Takes.PATH, (Sets(Of.OBSERVE, "timeline"),), metavar="FILE", group=_LOOKING_ON, use=_RUN_ALONE,
     ),
     Option(
         ("--stats",), "at the end, count hypercalls, exits, events and devices",
-        Takes.NOTHING, (Sets(Of.OBSERVE, "stats"),), group=_LOOKING_ON, use=For.RUN,
+        Takes.NOTHING, (Sets(Of.OBSERVE, "stats"),), group=_LOOKING_ON, use=_RUN_ALONE,
     ),
     Option(
         ("--fault",),
         "have something go wrong: fail:NAME[,errno=ENOMEM], delay:NAME[,seconds=S], corrupt:NAME, drop:EVENT; "
         "each with every=N, at=N, probability=P, times=N",
-        Takes.MANY, (Sets(Of.OBSERVE, "faults"),), default=(), metavar="FAULT", group=_LOOKING_ON, use=For.RUN,
+        Takes.MANY, (Sets(Of.OBSERVE, "faults"),), default=(), metavar="FAULT", group=_LOOKING_ON, use=_RUN_ALONE,
     ),
     Option(
         ("--fault-seed",), "for what has a probability (default 0)",
-        Takes.INT, (Sets(Of.OBSERVE, "seed"),), default=0, metavar="N", group=_LOOKING_ON, use=For.RUN,
+        Takes.INT, (Sets(Of.OBSERVE, "seed"),), default=0, metavar="N", group=_LOOKING_ON, use=_RUN_ALONE,
     ),
     Option(
         ("--timeout",), "stop the guest after this long",
-        Takes.FLOAT, (Sets(Of.RUN, "timeout_s", _timeout),), metavar="SECONDS", use=For.RUN,
+        Takes.FLOAT, (Sets(Of.RUN, "timeout_s", _timeout),), metavar="SECONDS", use=_RUN_ALONE,
     ),
     Option(
         ("--xen-version",), "the Xen that the guest is shown",
         Takes.TEXT, (Sets(Of.DOMAIN, "xen_version", parse_xen_version),),
         default="4.17.7", metavar="X.Y.Z", use=_EVERYWHERE,
     ),
-    Option(("--log-level",), "the least that is logged", Takes.TEXT, default="warning", choices=log.LEVELS, use=For.RUN),
-    Option(("--log-json",), "log lines as JSON", Takes.NOTHING, use=For.RUN),
+    Option(("--log-level",), "the least that is logged", Takes.TEXT, default="warning", choices=log.LEVELS, use=_RUN_ALONE),
+    Option(("--log-json",), "log lines as JSON", Takes.NOTHING, use=_RUN_ALONE),
 ]  # fmt: skip
 
 
@@ -293,7 +294,7 @@ def collect(values: Mapping[str, Any], of: Of, use: For) -> dict[str, Any]:
     """The fields of one kind of object, from parsed values by name; what is missing has its default.  UsageError."""
     found: dict[str, Any] = {}
     for option in OPTIONS:
-        if not option.use & use:
+        if use not in option.use:
             continue
         for sets in option.sets:
             if sets.of is of:
@@ -304,7 +305,7 @@ def collect(values: Mapping[str, Any], of: Of, use: For) -> dict[str, Any]:
 
 def keywords(use: For = For.GUEST) -> dict[str, Option]:
     """The options that are arguments of `vmm.Guest`, by their names there."""
-    return {option.keyword: option for option in OPTIONS if option.use & use}
+    return {option.keyword: option for option in OPTIONS if use in option.use}
 
 
 def from_keywords(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -324,5 +325,5 @@ def refuse(given: Iterable[str], use: For, whose: str) -> None:
     known = {flag: option for option in OPTIONS for flag in option.flags}
     for word in given:
         option = known.get(word.partition("=")[0])
-        if option is not None and not option.use & use:
+        if option is not None and use not in option.use:
             raise UsageError(f"{option.flags[-1]} is not for {whose}; leave it out")

@@ -9,7 +9,6 @@ from vmm.boot.image import Loading, load_image, open_file
 from vmm.boot.pvh import Module
 from vmm.config.domain import DomainConfig
 from vmm.config.features import Feature
-from vmm.devices.chips.exit_port import EXIT_PORT
 from vmm.devices.kind import Bus
 from vmm.host import log
 
@@ -65,6 +64,8 @@ def _initramfs(config: DomainConfig, start: Start, *, is_linux: bool) -> bytes:
     nets = [spec for spec in config.devices if spec.device == "net"]
     network = dhcp_script([f"eth{index}" for index, net in enumerate(nets) if getattr(net, "kind", "") == "user"])
     if start.command is not None:
+        from vmm.devices.chips.exit_port import EXIT_PORT
+
         return command_initramfs(
             start.command, EXIT_PORT, plain_newlines=not os.isatty(0), root=root, modules=modules, network=network
         )

@@ -18,7 +18,7 @@ from vmm.errors import UsageError
 FAKE = Option(
     ("--frobnicate",), "how much to frobnicate the guest", Takes.TEXT,
     (Sets(Of.DOMAIN, "command_line", lambda text: f"frobnicate={text}"),), default="not", metavar="HOW",
-    use=For.RUN | For.DOMU | For.GUEST,
+    use=frozenset(For),
 )  # fmt: skip
 
 
