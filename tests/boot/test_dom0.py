@@ -20,7 +20,7 @@ from vmm.config.features import COMBINATIONS
 from vmm.kvm import System, XenFlag
 from vmm.xenabi.constants import ShutdownReason
 
-TIMEOUT_S = 240
+TIMEOUT_S = 480
 VCHAN_BYTES, VCHAN_ROUNDS = 1 << 20, 50
 
 # Each command, and what it has to print: facts that pyvmm was given, or has from the machine.
