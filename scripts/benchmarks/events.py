@@ -8,8 +8,8 @@ from scripts.benchmarks.guests import assemble, printed_us, until_said
 from scripts.benchmarks.table import Row
 from tests.guests import running
 from vmm.config.domain import DomainConfig
+from vmm.host.eventloop import EventLoop
 from vmm.kvm import System, XenFlag
-from vmm.machine.domain import Domain
 from vmm.xenabi.transport import Transport
 from vmm.xenabi.values import Domid, Port
 
@@ -33,7 +33,7 @@ def measure(runs: int) -> list[Row]:
     for transport, taken in samples.items():
         calls, echoes, ipis = (list(times) for times in zip(*taken, strict=True))
         rows.append(Row(f"{transport}: hypercall", calls, "us"))
-        rows.append(Row(f"{transport}: event to an in-process echo and back", echoes, "us"))
+        rows.append(Row(f"{transport}: event to a back end's thread and back", echoes, "us"))
         rows.append(Row(f"{transport}: IPI to another vCPU and back", ipis, "us"))
         for name, times in (("event", echoes), ("IPI", ipis)):
             ratios = [one / exit_us for one, exit_us in zip(times, bare.samples, strict=True)]
@@ -45,11 +45,12 @@ def _round_times(config: DomainConfig) -> tuple[float, ...]:
     with running(config) as (domain, transcript):
         until_said("connect\n", domain, transcript)
         khz = domain.vcpus[0].kvm.tsc_khz()
-        _connect_echo(domain)
-        domain.wait(TIMEOUT_S)
-        domain.stop()
+        back_end = EventLoop("echo")
+        back_end.start()
+        try:
+            domain.events.connect(ECHO_PORT, Domid(0), back_end.doorbell(lambda: domain.events.deliver(ECHO_PORT)))
+            domain.wait(TIMEOUT_S)
+            domain.stop()
+        finally:
+            back_end.stop()
     return tuple(printed_us(transcript, khz))
-
-
-def _connect_echo(domain: Domain) -> None:
-    domain.events.connect(ECHO_PORT, Domid(0), Port(0), lambda: domain.events.deliver(ECHO_PORT))

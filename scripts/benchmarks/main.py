@@ -103,7 +103,8 @@ def _in_l1(kernel: str, names: list[str], runs: int) -> dict[str, list[Row]]:
         subprocess.run([ROOT / fetch[0], *fetch[1:]], stdout=subprocess.DEVNULL, check=True)
     with tempfile.TemporaryDirectory() as folder:
         results = Path(folder) / "results.json"
-        command = [ROOT / "ci/nested", "--kernel", kernel, "--out", folder, "--timeout", str(L1_TIMEOUT_S), "--"]
+        command: list[str | Path] = [ROOT / "ci/nested", "--kernel", kernel, "--out", folder]
+        command += ["--timeout", str(L1_TIMEOUT_S), "--"]
         command += [ROOT / "scripts/bench", "--runs", str(runs), "--json", results, *names]
         if subprocess.run(command, stdin=subprocess.DEVNULL, check=False).returncode:
             raise SystemExit(f"scripts/bench: the L1 with Linux {kernel} did not come to its end")

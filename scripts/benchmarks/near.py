@@ -29,7 +29,7 @@ def near(folders: Iterable[Path]) -> Iterator[None]:
                 copy = stack.enter_context(tempfile.TemporaryDirectory(dir="/dev/shm"))
                 subprocess.run(["cp", "-a", f"{folder}/.", copy], check=True)
                 subprocess.run(["mount", "--bind", copy, folder], check=True)
-                stack.callback(subprocess.run, ["umount", "--lazy", folder], check=True)
+                stack.callback(subprocess.check_call, ["umount", "--lazy", folder])
         yield
 
 
