@@ -16,12 +16,12 @@ LARGEST_IMPORTS = 6
 PROBE = """
 import os, sys, time
 from vmm.kvm import vcpu
-enter = vcpu.Vcpu.enter
+enter = vcpu.VcpuFd.enter
 def first(self):
     sys.stderr.write(f"first {time.monotonic_ns()}\\n")
-    vcpu.Vcpu.enter = enter
+    vcpu.VcpuFd.enter = enter
     return enter(self)
-vcpu.Vcpu.enter = first
+vcpu.VcpuFd.enter = first
 from vmm.cli.main import main
 status = main()
 times = os.times()
