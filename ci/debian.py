@@ -81,13 +81,14 @@ def unpack_once(target: Path, fill: Callable[[Path], None]) -> Path:
 class Suite:
     """One Debian suite, read through an apt configuration of its own."""
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, architecture: str = "amd64") -> None:
         self.name = name
-        self.folder = CACHE / "apt" / name
+        self.architecture = architecture
+        self.folder = CACHE / "apt" / (name if architecture == "amd64" else f"{name}-{architecture}")
         self.config = self.folder / "apt.conf"
 
     def _prepare(self) -> None:
-        with _locked(CACHE / "locks" / f"apt-{self.name}"):
+        with _locked(CACHE / "locks" / f"apt-{self.folder.name}"):
             if self.config.exists():
                 return
             for part in ("state/lists/partial", "cache/archives/partial", "etc"):
@@ -96,23 +97,28 @@ class Suite:
             sources = [f"{archive_address('debian')} {suite}" for suite in sorted({base, self.name})]
             if base != "sid":
                 sources.append(f"{archive_address('debian-security')} {base}-security")
-            (self.folder / "etc/sources.list").write_text(
-                "".join(f"deb [signed-by={KEYRING}] {source} main\n" for source in sources)
-            )
             draft = self.config.with_suffix(".draft")
             draft.write_text(
                 f'Dir::State "{self.folder}/state";\n'
-                'Dir::State::status "/var/lib/dpkg/status";\n'
+                f'Dir::State::status "{"/var/lib/dpkg/status" if self.architecture == "amd64" else "/dev/null"}";\n'
                 f'Dir::Cache "{self.folder}/cache";\n'
                 f'Dir::Etc::sourcelist "{self.folder}/etc/sources.list";\n'
                 'Dir::Etc::sourceparts "/dev/null";\nDir::Etc::preferencesparts "/dev/null";\n'
                 'Dir::Etc::preferences "/dev/null";\n'
-                'APT::Architecture "amd64";\nAPT::Architectures { "amd64"; };\n'
+                f'APT::Architecture "{self.architecture}";\nAPT::Architectures {{ "{self.architecture}"; }};\n'
                 'Acquire::Languages "none";\nAPT::Sandbox::User "root";\nAcquire::Check-Valid-Until "false";\n'
                 'APT::Install-Recommends "false";\nAcquire::Retries "3";\n'
             )
-            _run("apt-get", "-c", str(draft), "-qq", "update")
+            try:
+                self._update(draft, sources)
+            except FetchError:  # a mirror may be behind with one of them: the suite itself will do
+                self._update(draft, [source for source in sources if not source.endswith("-security")])
             draft.rename(self.config)
+
+    def _update(self, config: Path, sources: list[str]) -> None:
+        listed = "".join(f"deb [signed-by={KEYRING}] {source} main\n" for source in sources)
+        (self.folder / "etc/sources.list").write_text(listed)
+        _run("apt-get", "-c", str(config), "-qq", "update")
 
     def _apt(self, tool: str, *arguments: str) -> str:
         self._prepare()
@@ -156,8 +162,12 @@ KERNELS: dict[str, tuple[str, str]] = {
     "6.1": ("bookworm", "cloud-amd64"),
     "6.12": ("bookworm-backports", "cloud-amd64"),
     "7.2": ("sid", "cloud-amd64"),
+    "5.10-686-pae": ("bullseye", "686-pae"),
+    "6.1-686-pae": ("bookworm", "686-pae"),
+    "5.10-generic": ("bullseye", "amd64"),
     "6.1-generic": ("bookworm", "amd64"),
     "6.12-generic": ("bookworm-backports", "amd64"),
+    "7.2-generic": ("sid", "amd64"),
 }
 
 
@@ -170,6 +180,11 @@ class Kernel:
         self.name = name
         self.folder = CACHE / "kernels" / name
 
+    @property
+    def bits(self) -> int:
+        """32 or 64."""
+        return 32 if _architecture(KERNELS[self.name][1]) == "i386" else 64
+
     def fetch(self) -> "Kernel":
         """Fetch and unpack the kernel unless the cache has it."""
         unpack_once(self.folder, self._fill)
@@ -178,14 +193,20 @@ class Kernel:
     def _fill(self, folder: Path) -> None:
         suite_name, flavour = KERNELS[self.name]
         version = self.name.partition("-")[0]
-        suite = Suite(suite_name)
+        suite = Suite(suite_name, _architecture(flavour))
         release = rf"{re.escape(version)}\.[+.~0-9a-z]*(?:-[0-9]+)?-{flavour}"
         images = suite.names("linux-image-" + release)
         if not images:
             raise FetchError(f"suite {suite_name} holds no Linux {version} ({flavour}) any more")
-        chosen = newest(images).removeprefix("linux-image-")
-        # Newer suites split the image package in three.
-        suite.unpack(suite.names("linux-(image|binary|modules)-" + re.escape(chosen)), folder)
+        for image in sorted(images, key=_version, reverse=True):
+            chosen = image.removeprefix("linux-image-")
+            try:  # newer suites split the image package in three
+                suite.unpack(suite.names("linux-(image|binary|modules)-" + re.escape(chosen)), folder)
+            except FetchError as error:  # an index may name what has gone from the archive
+                failed = error
+            else:
+                return
+        raise failed
 
     @property
     def image(self) -> Path:
@@ -214,6 +235,20 @@ class Kernel:
         raise FetchError(f"{self.folder} holds no modules")
 
 
-def newest(names: Iterable[str]) -> str:
-    """The name with the greatest version number in it."""
-    return max(names, key=lambda name: [int(part) for part in re.findall(r"[0-9]+", name)])
+def _version(name: str) -> list[int]:
+    """The numbers in a name."""
+    return [int(part) for part in re.findall(r"[0-9]+", name)]
+
+
+def _architecture(flavour: str) -> str:
+    return "i386" if flavour.startswith("686") else "amd64"
+
+
+def busybox(bits: int = 64) -> Path:
+    """Debian's static busybox, unpacked in the cache."""
+    architecture = "amd64" if bits == 64 else "i386"
+    folder = CACHE / ("busybox" if bits == 64 else f"busybox-{architecture}")
+    return (
+        unpack_once(folder, lambda target: Suite("bookworm", architecture).unpack(["busybox-static"], target))
+        / "bin/busybox"
+    )

@@ -58,7 +58,7 @@ def folders() -> list[Path]:
 
 
 def _qemu(initrd: Path, memory_mib: int) -> tuple[list[str], dict[str, str]]:
-    from qemu import qemu  # type: ignore[import-not-found]
+    from in_qemu import qemu  # type: ignore[import-not-found]
 
     command, environment = qemu()
     command += [

@@ -4,8 +4,8 @@
  */
 #include "guest.inc"
 #include "events.inc"
+#include "clock.inc"
 #define PERIOD_NS 100000000
-#define TIME_INFO (SHARED_INFO + 32)
 main:
 	xorl %r15d, %r15d
 	call lapic_on
@@ -30,25 +30,6 @@ main:
 	sti
 	hlt
 	jmp 1b
-
-/* %rax = the system time, ns. */
-now:
-	rdtsc
-	shlq $32, %rdx
-	orq %rdx, %rax
-	subq TIME_INFO + 8, %rax
-	movb TIME_INFO + 28, %cl
-	testb %cl, %cl
-	js 1f
-	shlq %cl, %rax
-	jmp 2f
-1:	negb %cl
-	shrq %cl, %rax
-2:	movl TIME_INFO + 24, %ecx
-	mulq %rcx
-	shrdq $32, %rdx, %rax
-	addq TIME_INFO + 16, %rax
-	ret
 
 handler:
 	enter_handler

@@ -75,6 +75,10 @@ def test_event_channels_interrupt_the_guest(build: Build, page_transport: Transp
     passes(run(DomainConfig(build(delivery), transport=page_transport), timeout_s=60))
 
 
+def test_a_poll_sleeps_until_its_time_and_not_beyond(build: Build, page_transport: Transport) -> None:
+    passes(run(DomainConfig(build("polls"), transport=page_transport), timeout_s=60))
+
+
 @pytest.mark.parametrize("vcpus", [1, 2, 4, 16])
 def test_every_vcpu_comes_up_takes_ipis_and_goes_down(build: Build, page_transport: Transport, vcpus: int) -> None:
     ended = run(DomainConfig(build("smp"), vcpus=vcpus, transport=page_transport), timeout_s=120)

@@ -56,7 +56,7 @@ Data = bytes | mmap | Unpacked
 
 
 class ElfImage:
-    """A parsed image; `data` holds the whole file, and `is_linux` is what its notes say.
+    """A parsed image; `data` holds the whole file, `bits` is 32 or 64, and `is_linux` is what its notes say.
 
     ImageError for whatever makes it unusable.
     """
@@ -71,6 +71,7 @@ class ElfImage:
         bits = {b"\1\1": 32, b"\2\1": 64}.get(data[4:6])
         if bits is None:
             raise ImageError(f"{name} is not a little-endian x86 ELF file")
+        self.bits = bits
         self._structs = ELFStructs(little_endian=True, elfclass=bits)
         self._structs.create_basic_structs()
         try:

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from vmm.boot.elf import ElfImage
 from vmm.boot.errors import ImageError
-from vmm.xenabi.transport import find_hypercall_pairs, is_hypercall_instruction
+from vmm.xenabi.transport import find_hypercall_pairs, find_hypercall_pairs_32, is_hypercall_instruction
 
 SYMBOLS = ("xen_hypercall_amd", "xen_hypercall_intel")
 _ENDBR64 = b"\xf3\x0f\x1e\xfa"
@@ -37,8 +37,12 @@ def find_sites(image: ElfImage) -> list[Site]:
     for segment in image.segments:
         if not segment.executable:
             continue
-        start = segment.file_offset
-        for pair in find_hypercall_pairs(image.data, start, start + segment.file_bytes, segment.gpa):
+        start, end = segment.file_offset, segment.file_offset + segment.file_bytes
+        if image.bits == 64:
+            found = find_hypercall_pairs(image.data, start, end, segment.gpa)
+        else:
+            found = find_hypercall_pairs_32(image.data, start, end)
+        for pair in found:
             pairs += 1
             for offset in pair:
                 sites.append(Site(segment.gpa + offset - start, bytes(image.data[offset : offset + 3])))

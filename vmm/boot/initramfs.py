@@ -1,5 +1,6 @@
 """A small initramfs: busybox and one script as the first process."""
 
+import os
 from enum import Enum
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,8 @@ from vmm.boot.errors import ImageError
 from vmm.boot.exit_program import exit_program
 
 BUSYBOX_PLACES = (Path("/bin/busybox"), Path("/usr/bin/busybox"))
+BUSYBOX_VARIABLE = "PYVMM_BUSYBOX"
+"""Names busyboxes to look at before those, with colons between them: one of 32 bits, say."""
 
 PROLOGUE = """#!/bin/sh
 mount -t proc proc /proc
@@ -97,15 +100,27 @@ class WindowSize(NamedTuple):
     columns: int
 
 
-def find_busybox() -> Path:
-    """The host's busybox; ImageError where it has none."""
-    for place in BUSYBOX_PLACES:
-        if place.exists():
+def find_busybox(bits: int = 64) -> Path:
+    """A busybox for a kernel of 32 or 64 bits; ImageError where this host has none."""
+    named = [Path(place) for place in os.environ.get(BUSYBOX_VARIABLE, "").split(":") if place]
+    for place in (*named, *BUSYBOX_PLACES):
+        if place.is_file() and _bits_of(place) == bits:
             return place
+    if bits == 32:
+        raise ImageError(
+            "a 32-bit kernel without an initrd gets one made of a 32-bit busybox, and there is none: unpack Debian's "
+            f"busybox-static:i386 and name its program in {BUSYBOX_VARIABLE}, or give --initrd FILE or --no-initrd"
+        )
     raise ImageError(
         "a guest without an initrd gets one made of the host's busybox, and there is none: install it (Debian: "
         "busybox-static), or give --initrd FILE or --no-initrd"
     )
+
+
+def _bits_of(program: Path) -> int:
+    """Of an ELF file; 0 for any other."""
+    with program.open("rb") as handle:
+        return {b"\x7fELF\1": 32, b"\x7fELF\2": 64}.get(handle.read(5), 0)
 
 
 DHCP = """
@@ -143,17 +158,19 @@ class Root(Enum):
     """A shell or a command is run in it, and its end is the guest's."""
 
 
-def busybox_initramfs(script: str, files: dict[str, bytes] | None = None, modules: Modules | None = None) -> bytes:
+def busybox_initramfs(
+    script: str, files: dict[str, bytes] | None = None, modules: Modules | None = None, bits: int = 64
+) -> bytes:
     """An archive whose /init mounts /proc, /sys, /dev and /tmp, loads the modules, and then does what `script` says.
 
-    `script` is for busybox's sh; `files` are further executables, by path.
+    `script` is for busybox's sh; `files` are further executables, by path; `bits` are the kernel's.
     """
     archive = CpioWriter()
     for place in ("bin", "sbin", "dev", "proc", "sys", "root", "tmp", "etc", "mnt", "modules"):
         archive.folder(place)
     archive.character_device("dev/console", 5, 1)
     archive.character_device("dev/null", 1, 3, 0o666)
-    archive.file("bin/busybox", find_busybox().read_bytes(), 0o755)
+    archive.file("bin/busybox", find_busybox(bits).read_bytes(), 0o755)
     for name in ("sh", "mount"):
         archive.symlink(f"bin/{name}", "busybox")
     for name in ("poweroff", "reboot"):
@@ -167,7 +184,9 @@ def busybox_initramfs(script: str, files: dict[str, bytes] | None = None, module
     return archive.finish()
 
 
-def shell_initramfs(window: WindowSize | None, root: Root, modules: Modules, network: str, *, agent: bool) -> bytes:
+def shell_initramfs(
+    window: WindowSize | None, root: Root, modules: Modules, network: str, bits: int, *, agent: bool
+) -> bytes:
     """An initramfs with a shell on the console, whose end powers the guest off, or one that goes on to a root.
 
     With an agent that answers requests on the guest's first channel, too (`vmm.boot.agent`).
@@ -175,13 +194,13 @@ def shell_initramfs(window: WindowSize | None, root: Root, modules: Modules, net
     size = f"stty rows {window.rows} cols {window.columns}\n" if window is not None else ""
     files = {"sbin/agent": AGENT.encode()} if agent else {}
     start_agent = '\ninside="$inside" /sbin/agent &\n' if agent else ""
-    return busybox_initramfs(size + network + root.value + start_agent + _SHELL + _END, files, modules=modules)
+    return busybox_initramfs(size + network + root.value + start_agent + _SHELL + _END, files, modules, bits)
 
 
 def command_initramfs(
-    command: str, status_port: int, *, plain_newlines: bool, root: Root, modules: Modules, network: str
+    command: str, status_port: int, *, plain_newlines: bool, root: Root, modules: Modules, network: str, bits: int
 ) -> bytes:
     """An initramfs that runs a command, writes its exit status to an I/O port and powers off."""
     script = ("stty -opost\n" if plain_newlines else "") + network + root.value + _COMMAND + _END
-    files = {"command": command.encode() + b"\n", "sbin/report-status": exit_program(status_port)}
-    return busybox_initramfs(script, files, modules)
+    files = {"command": command.encode() + b"\n", "sbin/report-status": exit_program(status_port, bits)}
+    return busybox_initramfs(script, files, modules, bits)

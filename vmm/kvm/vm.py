@@ -41,7 +41,6 @@ class VmFd:
     def __init__(self, fd: int, vcpu_mmap_size: int) -> None:
         self.fd = fd
         self._vcpu_mmap_size = vcpu_mmap_size
-        self._xen_msr = 0
 
     def capability(self, number: int) -> int:
         """KVM_CHECK_EXTENSION on the machine: 0 where it has not got it."""
@@ -157,7 +156,6 @@ class VmFd:
     def xen_config(self, msr: int) -> None:
         """KVM_XEN_HVM_CONFIG: KVM fills the hypercall page on a write to `msr` and exits for every hypercall."""
         config = ffi.new("struct kvm_xen_hvm_config *")
-        self._xen_msr = msr
         config.flags, config.msr = lib.KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL, msr
         ioctl(self.fd, "KVM_XEN_HVM_CONFIG", lib.KVM_XEN_HVM_CONFIG, config)
 
@@ -169,13 +167,6 @@ class VmFd:
         attribute = ffi.new("struct kvm_xen_hvm_attr *")
         attribute.type, attribute.u.long_mode = lib.KVM_XEN_ATTR_TYPE_LONG_MODE, enabled
         self._xen_set("LONG_MODE", attribute)
-
-    def xen_let_send(self, enabled: bool) -> None:
-        """KVM_XEN_HVM_CONFIG with EVTCHN_SEND: KVM carries out sends, polls and timers of what it has been told of."""
-        config = ffi.new("struct kvm_xen_hvm_config *")
-        config.flags = lib.KVM_XEN_HVM_CONFIG_INTERCEPT_HCALL | (lib.KVM_XEN_HVM_CONFIG_EVTCHN_SEND if enabled else 0)
-        config.msr = self._xen_msr
-        ioctl(self.fd, "KVM_XEN_HVM_CONFIG", lib.KVM_XEN_HVM_CONFIG, config)
 
     def xen_set_shared_info(self, gfn: int) -> None:
         """KVM_XEN_ATTR_TYPE_SHARED_INFO: where the page with the 2-level bits is."""

@@ -16,6 +16,9 @@ _EDX_HTT = 28
 # Leaf 0x80000001
 _ECX_SVM, _ECX_CMP_LEGACY, _ECX_PERFCTR_CORE, _ECX_TOPOEXT = 2, 1, 23, 22
 
+# Leaf 7
+_ECX_UMIP = 2
+
 _EMPTY = frozenset({
     0x5,  # MONITOR
     0x6,  # thermal and power
@@ -34,7 +37,7 @@ def _without(value: int, *bits: int) -> int:
     return value
 
 
-def _shown(row: CpuidEntry, vcpu: int, vcpus: int) -> CpuidEntry:
+def _shown(row: CpuidEntry, vcpu: int, vcpus: int, *, has_umip: bool) -> CpuidEntry:
     """One of KVM's leaves as the guest sees it."""
     function, _, eax, ebx, ecx, edx = row
     if function in _EMPTY:
@@ -54,6 +57,8 @@ def _shown(row: CpuidEntry, vcpu: int, vcpus: int) -> CpuidEntry:
             eax, ebx, ecx = 1, 1, 1 << 8
         else:
             eax, ebx, ecx = max(apic_id(vcpus - 1), 1).bit_length(), vcpus, 2 << 8 | 1
+    elif function == 7 and row.subleaf in (None, 0) and not has_umip:
+        ecx = _without(ecx, _ECX_UMIP)
     elif function == 4:
         eax &= 0x3FF  # caches are not said to be shared
     elif function == 0x8000_0001:
@@ -71,10 +76,13 @@ def _brand(text: bytes) -> list[CpuidEntry]:
 
 def guest_cpuid(
     supported: list[CpuidEntry], *, vcpu: int, vcpus: int, domid: int, version: tuple[int, int], tsc_khz: int,
-    brand: bytes = b"",
+    brand: bytes = b"", has_umip: bool = True,
 ) -> list[CpuidEntry]:  # fmt: skip
-    """All leaves of one vCPU; `brand` is the processor's name, which KVM does not hand on."""
-    shown = [_shown(row, vcpu, vcpus) for row in supported if row.function not in _HYPERVISOR_LEAVES]
+    """All leaves of one vCPU; `brand` is the processor's name, which KVM does not hand on.
+
+    Without `has_umip` the host's CPU has no UMIP: KVM shows it all the same, and emulates all but SMSW; Xen shows none.
+    """
+    shown = [_shown(row, vcpu, vcpus, has_umip=has_umip) for row in supported if row.function not in _HYPERVISOR_LEAVES]
     if brand:
         shown = [row for row in shown if row.function not in _BRAND_LEAVES] + _brand(brand)
     return shown + [CpuidEntry(*leaf) for leaf in xen_leaves(version, vcpu, domid, tsc_khz)]

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from vmm.boot import acpi
 from vmm.config.features import Feature, named
 from vmm.config.shape import Shape
-from vmm.host.cpuinfo import first_cpu
+from vmm.host.cpuinfo import cpu_flags, first_cpu
 from vmm.host.eventloop import EventLoop
 from vmm.kvm import EventTable, KvmError, System, XenFlag, allow_kicks
 from vmm.kvm.capabilities import msr_filter_available
@@ -144,6 +144,7 @@ class Domain:
     def _create_vcpus(self, system: System, gsis: Gsis) -> None:
         shape, vm = self.shape, self.vm
         supported, brand = system.supported_cpuid(), first_cpu("model name").encode()
+        has_umip = "umip" in cpu_flags()
 
         def line(vcpu: Vcpu) -> UpcallLine:
             return UpcallLine(vcpu, vm, gsis, self.event_table, self.callback, self.kernel_events)
@@ -160,6 +161,7 @@ class Domain:
                     version=shape.xen_version[:2],
                     tsc_khz=vcpu.kvm.tsc_khz(),
                     brand=brand,
+                    has_umip=has_umip,
                 )
             )
             vcpu.kvm.set_msr(MSR_MTRR_DEF_TYPE, MTRR_ENABLED | MTRR_WRITE_BACK)

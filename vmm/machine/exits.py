@@ -28,6 +28,31 @@ _KVM_ERRORS = {
 }
 
 
+_HOSTS_FAULT = "which is the fault of this host's KVM, or of what it runs on"
+_REFUSED = {
+    # VM-instruction errors (Intel SDM volume 3, 31.4): VMLAUNCH or VMRESUME failed.
+    4: f"VMLAUNCH with a VMCS that is not clear, {_HOSTS_FAULT}",
+    5: f"VMRESUME with a VMCS that is not launched, {_HOSTS_FAULT}",
+    7: f"invalid control fields, {_HOSTS_FAULT}",
+    8: f"invalid host-state fields, {_HOSTS_FAULT}",
+    26: f"events blocked by MOV SS, {_HOSTS_FAULT}",
+    # Exit reasons with bit 31 (appendix C): the entry failed after that.
+    0x8000_0021: "invalid guest state",
+    0x8000_0022: f"an MSR could not be loaded, {_HOSTS_FAULT}",
+    0x8000_0029: "a machine check, which is the fault of this host's hardware",
+    # AMD-V: VMEXIT_INVALID (AMD64 APM volume 2, appendix C).
+    0xFFFF_FFFF_FFFF_FFFF: "invalid guest state, or control fields",
+    0xFFFF_FFFF: "invalid guest state, or control fields",
+}
+
+
+def refused_entry(reason: int) -> str:
+    """What KVM_EXIT_FAIL_ENTRY means: a VM-instruction error or exit reason of VT-x, or an exit code of AMD-V."""
+    meaning = _REFUSED.get(reason)
+    explained = f"{meaning} (hardware reason {reason:#x})" if meaning else f"hardware reason {reason:#x}"
+    return f"the CPU refused to enter the guest: {explained}"
+
+
 class WaitingThread(VcpuThread, Protocol):
     """A vCPU whose hypercalls may wait."""
 
@@ -123,8 +148,7 @@ class Exits:
         self._host.crash(_KVM_ERRORS.get(suberror, f"KVM internal error {suberror}"), self._id)
 
     def _fail_entry(self) -> None:
-        reason = self._kvm.run.fail_entry.hardware_entry_failure_reason
-        self._host.crash(f"the CPU refused to enter the guest (hardware reason {reason:#x})", self._id)
+        self._host.crash(refused_entry(self._kvm.run.fail_entry.hardware_entry_failure_reason), self._id)
 
     # ----------------------------------------------------------------------------------- hypercalls
 

@@ -1,8 +1,11 @@
 """Event channels that KVM carries out itself: with KVM_XEN, and for guests that stay with the 2-level ABI.
 
-KVM then delivers IPIs and VIRQ_TIMER, and wakes who polls, without leaving the kernel.  It knows nothing of the FIFO ABI:
-a guest that changes to it (Linux since 3.14, unless booted with xen.fifo_events=0) gets everything from pyvmm again, but
-for what it sends to back ends: those are eventfds, which KVM signals whatever the ABI.
+KVM then delivers IPIs and VIRQ_TIMER without leaving the kernel.  It knows nothing of the FIFO ABI: a guest that changes to
+it (Linux since 3.14, unless booted with xen.fifo_events=0) gets everything from pyvmm again, but for what it sends to back
+ends: those are eventfds, which KVM signals whatever the ABI.
+
+KVM_XEN_HVM_CONFIG_EVTCHN_SEND stays off: it has KVM carry out SCHEDOP_poll alone, whose timeout, a system time, KVM takes
+for a delay (arch/x86/kvm/xen.c, `kvm_xen_schedop_poll`, Linux 5.19 to 7.2).  Without it KVM answers a poll at once.
 Source: Linux Documentation/virt/kvm/api.rst, 4.126, 4.127 and 8.27.
 """
 
@@ -63,7 +66,6 @@ class KernelEvents:
         if not self._possible or self._observed:
             return
         self._vm.xen_set_shared_info(gfn)
-        self._vm.xen_let_send(True)
         self.active = True
         self._choose_timekeepers()
         for port, vcpu in ipis:
@@ -79,7 +81,6 @@ class KernelEvents:
             self._vm.xen_set_callback_vector(0)
             self._vm.xen_forget_ports()
             self._bind_eventfds()
-            self._vm.xen_let_send(False)
             for vcpu in self._vcpus:
                 vcpu.clock.take_timer_from_kvm()
             self._choose_timekeepers()
@@ -132,12 +133,3 @@ class KernelEvents:
         """The vector that KVM injects while a vCPU's upcall is pending."""
         if self.active:
             self._vm.xen_set_callback_vector(vector or 0)
-
-    def wake(self, vcpu: VcpuId) -> None:
-        """pyvmm has raised an event: the vCPU may be polling for it, within KVM."""
-        if self.active:
-            self._vcpus[vcpu].post(_nothing)
-
-
-def _nothing() -> None:
-    pass

@@ -14,8 +14,10 @@ _PRINTED = ("rip", "rflags", *(f"r{name}" for name in GENERAL), *(f"r{n}" for n 
 def load(kvm: VcpuFd, context: VcpuContext) -> None:
     """Set the whole state; KvmError where the CPU refuses it.  In the vCPU's thread, or before that starts."""
     sregs = kvm.get_sregs()
-    for name in ("cs", "ds", "ss", "es", "tr"):
-        _load_segment(getattr(sregs, name), getattr(context, name))
+    for name in ("cs", "ds", "ss", "es", "tr", "fs", "gs"):
+        segment = getattr(context, name)
+        if segment is not None:
+            _load_segment(getattr(sregs, name), segment)
     for name in ("cr0", "cr3", "cr4", "efer"):
         setattr(sregs, name, getattr(context, name))
     kvm.set_sregs(sregs)

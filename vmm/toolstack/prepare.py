@@ -48,17 +48,17 @@ def prepare(config: DomainConfig, start: Start, loading: Loading | None = None) 
     if config.initrd is not None:
         modules = [Module(f"the initrd {config.initrd}", memoryview(open_file(config.initrd, "initrd")))]
     elif start.default_initrd and (image.is_linux or start.command is not None):
-        modules = [Module("the initrd made of busybox", memoryview(_initramfs(config, start, is_linux=image.is_linux)))]
+        modules = [Module("the initrd made of busybox", memoryview(_initramfs(config, start, image)))]
         own_initrd = True
     if image.is_linux:
         config = config._replace(command_line=linux_command_line(config.command_line, start.command))
     return Prepared(config, image, modules, own_initrd)
 
 
-def _initramfs(config: DomainConfig, start: Start, *, is_linux: bool) -> bytes:
+def _initramfs(config: DomainConfig, start: Start, image: ElfImage) -> bytes:
     from vmm.boot.initramfs import Root, WindowSize, command_initramfs, dhcp_script, shell_initramfs
 
-    root, modules = Root.NONE, _modules(config, start) if is_linux else []
+    root, modules = Root.NONE, _modules(config, start) if image.is_linux else []
     if any(word.startswith("root=") for word in config.command_line.split()):
         root = Root.SWITCH if start.command is None and not start.host_root else Root.STAY
     nets = [spec for spec in config.devices if spec.device == "net"]
@@ -67,10 +67,11 @@ def _initramfs(config: DomainConfig, start: Start, *, is_linux: bool) -> bytes:
         from vmm.devices.chips.exit_port import EXIT_PORT
 
         return command_initramfs(
-            start.command, EXIT_PORT, plain_newlines=not os.isatty(0), root=root, modules=modules, network=network
-        )
+            start.command, EXIT_PORT, plain_newlines=not os.isatty(0), root=root, modules=modules, network=network,
+            bits=image.bits,
+        )  # fmt: skip
     window = WindowSize(*reversed(os.get_terminal_size(0))) if os.isatty(0) and not start.agent else None
-    return shell_initramfs(window, root, modules, network, agent=start.agent)
+    return shell_initramfs(window, root, modules, network, image.bits, agent=start.agent)
 
 
 def _modules(config: DomainConfig, start: Start) -> list[tuple[str, bytes]]:

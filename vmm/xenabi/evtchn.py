@@ -105,9 +105,6 @@ class NoKernelPorts:
     def timer_changed(self, vcpu: VcpuId) -> None:
         """Timers are kept here."""
 
-    def wake(self, vcpu: VcpuId) -> None:
-        """Nobody waits elsewhere."""
-
     def stop(self) -> None:
         """There is nothing to stop."""
 
@@ -449,7 +446,6 @@ class EventChannels:
                     mark_pending(vcpu)
                 if self._watcher is not None:
                     self._watcher.delivered(channel, told)
-                self._kernel.wake(channel.vcpu)
                 for stir in self._waiters:
                     stir()
 

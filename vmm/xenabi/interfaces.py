@@ -186,10 +186,6 @@ class KernelPorts(Protocol):
         """VIRQ_TIMER is bound, or no longer."""
         ...
 
-    def wake(self, vcpu: VcpuId) -> None:
-        """An event was raised here: the vCPU may be polling for it there, with interrupts off or the port masked."""
-        ...
-
     def stop(self) -> None:
         """The guest takes the FIFO ABI."""
         ...

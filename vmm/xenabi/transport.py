@@ -78,6 +78,21 @@ def _function_at(code: Code, at: int, instruction: bytes) -> int | None:
     return body
 
 
+_PAIRS_32 = (_VMMCALL + b"\xc3" + _VMCALL + b"\xc3", _VMCALL + b"\xc3" + _VMMCALL + b"\xc3")
+
+
+def find_hypercall_pairs_32(code: Code, start: int, end: int) -> list[tuple[int, int]]:
+    """The same in 32-bit code, whose functions are not aligned: the two stand side by side, 4 bytes apart."""
+    pairs = []
+    for shape in _PAIRS_32:
+        position = code.find(shape, start, end)
+        while position >= 0:
+            first, second = position, position + 4
+            pairs.append((first, second) if shape.startswith(_VMMCALL) else (second, first))
+            position = code.find(shape, position + 1, end)
+    return pairs
+
+
 def find_hypercall_pairs(code: Code, start: int, end: int, address: int) -> list[tuple[int, int]]:
     """Pairs (vmmcall, vmcall) of offsets in `code` between `start` and `end`; `start` is loaded at `address`.
 

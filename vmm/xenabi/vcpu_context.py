@@ -67,6 +67,9 @@ class VcpuContext(NamedTuple):
     ss: Segment
     es: Segment
     tr: Segment
+    fs: Segment | None = None
+    """As after a reset where it is None, and so is `gs`."""
+    gs: Segment | None = None
 
 
 _CODE_32, _DATA_32 = Segment(0, 0xFFFF_FFFF, 0xC9B), Segment(0, 0xFFFF_FFFF, 0xC93)
@@ -74,10 +77,13 @@ _CODE_64, _TASK = Segment(0, 0xFFFF_FFFF, 0xA9B), Segment(0, 0x67, 0x8B)
 
 
 def flat(eip: int, ebx: int) -> VcpuContext:
-    """PVH's: 32-bit protected mode, flat segments, paging off (docs/misc/pvh.pandoc)."""
+    """PVH's: 32-bit protected mode, flat segments, paging off (docs/misc/pvh.pandoc).
+
+    Nothing there speaks of FS and GS.  A 32-bit Linux reads its stack protector's canary by FS before it has set it.
+    """
     return VcpuContext(
         (0, 0, 0, ebx, 0, 0, 0, 0), eip, RFLAGS_RESERVED, CR0_PE | CR0_ET, 0, 0, 0,
-        _CODE_32, _DATA_32, _DATA_32, _DATA_32, _TASK,
+        _CODE_32, _DATA_32, _DATA_32, _DATA_32, _TASK, _DATA_32, _DATA_32,
     )  # fmt: skip
 
 

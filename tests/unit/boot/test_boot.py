@@ -236,6 +236,14 @@ def test_guest_cpuid_names_xen_and_hides_what_xen_hides() -> None:
     assert sum(leaf.function == 0x40000001 for leaf in leaves) == 1
 
 
+def test_guest_cpuid_has_umip_only_where_the_hosts_cpu_has() -> None:
+    host = [CpuidEntry(7, 0, 1, 0, 1 << 2 | 1 << 22, 0), CpuidEntry(7, 1, 0, 0, 1 << 2, 0)]
+    for has_umip in (True, False):
+        leaves = guest_cpuid(host, vcpu=0, vcpus=1, domid=1, version=(4, 17), tsc_khz=1, has_umip=has_umip)
+        assert leaves[0].ecx == (1 << 2 if has_umip else 0) | 1 << 22
+        assert leaves[1].ecx == 1 << 2, "another leaf's bit"
+
+
 def test_guest_cpuid_has_the_processors_name() -> None:
     host = [CpuidEntry(0x80000003, None, 1, 2, 3, 4)]  # which KVM leaves empty, if it has it
     leaves = guest_cpuid(host, vcpu=0, vcpus=1, domid=1, version=(4, 17), tsc_khz=1, brand=b"A CPU, 1 GHz" + b"x" * 40)

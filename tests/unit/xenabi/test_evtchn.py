@@ -167,9 +167,6 @@ class Kernel:
     def timer_changed(self, vcpu: VcpuId) -> None:
         self.told.append(("timer", vcpu))
 
-    def wake(self, vcpu: VcpuId) -> None:
-        self.told.append(("wake", vcpu))
-
     def stop(self) -> None:
         self.told.append(("stop",))
 
@@ -188,7 +185,7 @@ def test_kernel_is_told_of_ipis_timers_events_and_the_fifo_abi(domain: Domain) -
     events.init_control(0, Bytes())
     events.init_control(1, Bytes())
     assert [told for told in kernel.told if told != ("forget", timer)] == [
-        ("bind", port, 1), ("timer", 1), ("wake", 1), ("timer", 1), ("forget", port), ("stop",),
+        ("bind", port, 1), ("timer", 1), ("timer", 1), ("forget", port), ("stop",),
     ]  # fmt: skip
 
 

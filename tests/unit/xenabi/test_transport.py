@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmm.xenabi.constants import Hypercall
-from vmm.xenabi.transport import PORT, find_hypercall_pairs, hypercall_page, patch_for
+from vmm.xenabi.transport import PORT, find_hypercall_pairs, find_hypercall_pairs_32, hypercall_page, patch_for
 
 VMCALL, VMMCALL, RET, ENDBR = b"\x0f\x01\xc1", b"\x0f\x01\xd9", b"\xc3", b"\xf3\x0f\x1e\xfa"
 
@@ -34,6 +34,15 @@ def test_pair_is_found_with_and_without_endbr_and_with_a_return_thunk() -> None:
 def test_pair_is_found_in_the_other_order_and_with_a_gap() -> None:
     code = function(VMCALL + RET) + function(b"") + function(VMMCALL + RET)
     assert find_hypercall_pairs(code, 0, len(code), 0) == [(32, 0)]
+
+
+def test_32_bit_code_has_its_pair_side_by_side_wherever_it_stands() -> None:
+    for order in ((VMMCALL, VMCALL), (VMCALL, VMMCALL)):
+        code = b"\x90" * 5 + order[0] + RET + order[1] + RET
+        vmmcall, vmcall = (5, 9) if order[0] == VMMCALL else (9, 5)
+        assert find_hypercall_pairs_32(code, 0, len(code)) == [(vmmcall, vmcall)]
+        assert find_hypercall_pairs_32(code, 6, len(code)) == [], "it begins before"
+    assert find_hypercall_pairs_32(VMMCALL + b"\x90" + VMCALL + RET, 0, 8) == [], "no function"
 
 
 def test_look_alikes_are_not_taken() -> None:
