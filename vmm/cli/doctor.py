@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vmm.errors import PyvmmError
-from vmm.host.cpuinfo import cpu_flags
+from vmm.host.cpuinfo import cpu_flags, lack_for_pae
 from vmm.kvm import CAPABILITIES, System
 from vmm.toolstack.transports import plan_hypercalls
 
@@ -34,7 +34,7 @@ def diagnose(image: Path | None) -> list[Check]:
         checks += [_capability(system, row.name, row.number, row.required, row.purpose) for row in CAPABILITIES]
         checks.append(_kvm_xen(system))
         if image is not None:
-            checks.append(_transport(system, image))
+            checks += _image(system, image)
     finally:
         system.close()
     return checks
@@ -90,15 +90,38 @@ def _kvm_xen(system: System) -> Check:
     return Check("KVM_XEN", True, False, ", ".join(flag.name or "" for flag in flags))
 
 
-def _transport(system: System, image: Path) -> Check:
+def _image(system: System, image: Path) -> list[Check]:
     from vmm.boot.image import load_image
 
     try:
-        plan = plan_hypercalls(system, load_image(image), None)
+        loaded = load_image(image)
+        plan = plan_hypercalls(system, loaded, None)
     except PyvmmError as error:
-        return Check("transport", False, True, str(error), "see above")
+        return [Check("transport", False, True, str(error), "see above")]
     where = ", ".join(f"{site.gpa:#x}" for site in plan.sites)
-    return Check("transport", True, True, f"{image} gets {plan.transport}" + (f", patched at {where}" if where else ""))
+    found = f"{image} gets {plan.transport}" + (f", patched at {where}" if where else "")
+    checks = [Check("transport", True, True, found)]
+    if loaded.is_linux and loaded.bits == 32:
+        checks += [_pae(image), _busybox_32()]
+    return checks
+
+
+def _pae(image: Path) -> Check:
+    lack = lack_for_pae()
+    if lack:
+        return Check(
+            "32-bit kernel", False, True, f"{image} needs a guest with PAE: {lack}", "use a host with VT-x or AMD-V"
+        )
+    return Check("32-bit kernel", True, True, f"{image} needs a guest with PAE, which runs here")
+
+
+def _busybox_32() -> Check:
+    from vmm.boot.initramfs import find_busybox
+
+    try:
+        return Check("32-bit busybox", True, False, f"{find_busybox(32)}, for a guest without an initrd")
+    except PyvmmError as error:
+        return Check("32-bit busybox", False, False, "none, for a guest without an initrd", str(error))
 
 
 def print_text(checks: list[Check]) -> None:

@@ -117,6 +117,7 @@ class _Guest(NamedTuple):
     config: DomainConfig
     place: _Place
     own_initrd: bool
+    kernel_bits: int
     start: Start
 
 
@@ -179,7 +180,7 @@ class _Runner:
             observed=self._observers is not None, shareable=bool(self._request.beside),
         )  # fmt: skip
         prepared.modules.clear()
-        self._guests.append(_Guest(domain, prepared.config, place, prepared.own_initrd, start))
+        self._guests.append(_Guest(domain, prepared.config, place, prepared.own_initrd, prepared.image.bits, start))
         if self._observers is not None:
             self._observers.attach(domain, place.tee)
 
@@ -246,7 +247,8 @@ class _Runner:
 
         if domain.domid in self._debuggers:
             raise PyvmmError(f"{domain.name} has a place where GDB may attach already")
-        self._debuggers[domain.domid] = GdbServer(where, domain, lambda: self.destroy(domain))
+        bits = next((guest.kernel_bits for guest in self._guests if guest.domain is domain), 64)
+        self._debuggers[domain.domid] = GdbServer(where, domain, lambda: self.destroy(domain), bits)
 
     def _close_debuggers(self) -> None:
         while self._debuggers:

@@ -17,3 +17,12 @@ def first_cpu(field: str) -> str:
 def cpu_flags() -> set[str]:
     """The flags of the first CPU."""
     return set(first_cpu("flags").split())
+
+
+def lack_for_pae() -> str:
+    """Why a guest with PAE, which every 32-bit Linux of a distribution has, cannot run here; empty where it can."""
+    if not cpu_flags() & {"vmx", "svm"}:
+        return "without VT-x and AMD-V its KVM emulates kernel code, and knows no PAE"
+    if first_cpu("model name").startswith("QEMU TCG"):
+        return "its CPU is emulated by QEMU, which sets accessed bits in PDPTEs, and KVM refuses those"
+    return ""

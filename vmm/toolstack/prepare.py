@@ -10,7 +10,9 @@ from vmm.boot.pvh import Module
 from vmm.config.domain import DomainConfig
 from vmm.config.features import Feature
 from vmm.devices.kind import Bus
+from vmm.errors import HostError
 from vmm.host import log
+from vmm.host.cpuinfo import lack_for_pae
 
 _HOST_ROOT = "root=host rootfstype=9p rootflags=trans=xen,version=9p2000.L,cache=loose,msize=262144 ro"
 
@@ -43,6 +45,8 @@ def prepare(config: DomainConfig, start: Start, loading: Loading | None = None) 
     if start.host_root:
         config = config._replace(command_line=f"{_HOST_ROOT} {config.command_line}".strip())
     image = load_image(config.image) if loading is None else loading.image()
+    if image.is_linux and image.bits == 32 and (lack := lack_for_pae()):
+        raise HostError(f"{image.name} is a 32-bit kernel, which this host cannot run: {lack}; use one with VT-x or AMD-V")
     modules: list[Module] = []
     own_initrd = False
     if config.initrd is not None:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vmm.observe.gdb.packets import INTERRUPT, MAX_PACKET_BYTES, Broken, Reader, frame
-from vmm.observe.gdb.registers import ALL, target_xml
+from vmm.observe.gdb.registers import Layout
 from vmm.observe.gdb.stub import Detached, Killed, Stub
 from vmm.observe.gdb.target import CannotReach, Hardware, Stop
 
@@ -18,7 +18,7 @@ class Target:
     """Two vCPUs and a page of memory at 0x1000."""
 
     def __init__(self) -> None:
-        names = [register.regs for register in ALL if register.regs] + ["rip"]
+        names = [register.regs for register in Layout(64).registers if register.regs] + ["rip"]
         segment = SimpleNamespace(base=0x55, selector=8)
         special: dict[str, Any] = dict.fromkeys(("cs", "ss", "ds", "es", "fs", "gs"), segment)
         special |= dict.fromkeys(("cr0", "cr2", "cr3", "cr4", "cr8", "efer"), 7)
@@ -111,17 +111,30 @@ def test_a_packet_without_end_is_given_up() -> None:
         Reader().feed(b"$" + b"a" * (MAX_PACKET_BYTES + 1))
 
 
-def test_the_description_names_each_register_once_and_in_order() -> None:
-    root = ElementTree.fromstring(target_xml().partition(b"<!DOCTYPE")[0] + target_xml().partition(b'dtd">')[2])
+@pytest.mark.parametrize(("bits", "architecture", "first"), [(64, "i386:x86-64", "rax"), (32, "i386", "eax")])
+def test_the_description_names_each_register_once_and_in_order(bits: int, architecture: str, first: str) -> None:
+    layout = Layout(bits)
+    root = ElementTree.fromstring(layout.xml().partition(b"<!DOCTYPE")[0] + layout.xml().partition(b'dtd">')[2])
     registers = root.findall(".//reg")
-    assert [reg.get("name") for reg in registers] == [register.name for register in ALL]
-    assert [int(reg.get("regnum") or -1) for reg in registers] == list(range(len(ALL)))
+    assert [reg.get("name") for reg in registers] == [register.name for register in layout.registers]
+    assert [int(reg.get("regnum") or -1) for reg in registers] == list(range(len(layout.registers)))
+    assert (root.findtext("architecture"), registers[0].get("name")) == (architecture, first)
+
+
+def test_a_32_bit_kernels_registers_are_its_own(target: Target) -> None:
+    stub, regs = Stub(target, bits=32), target.vcpus[0].kvm.regs  # type: ignore[arg-type]
+    assert stub.handle(b"P8=78563412") == "OK"
+    assert regs.rip == 0x12345678
+    everything = stub.handle(b"g")
+    assert everything is not None
+    assert len(everything) == sum(register.bits for register in Layout(32).registers) // 4
+    assert everything.startswith((regs.rax & 0xFFFF_FFFF).to_bytes(4, "little").hex())
 
 
 def test_registers_are_read_and_written(stub: Stub, target: Target) -> None:
     everything = stub.handle(b"g")
     assert everything is not None
-    assert len(everything) == sum(register.bits for register in ALL) // 4
+    assert len(everything) == sum(register.bits for register in Layout(64).registers) // 4
     assert everything.startswith("2211000000000000")
     assert stub.handle(b"P0=8877665544332211") == "OK"
     assert target.vcpus[0].kvm.regs.rax == 0x1122334455667788

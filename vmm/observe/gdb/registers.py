@@ -18,40 +18,65 @@ class Register(NamedTuple):
     """In struct kvm_sregs; a segment's selector, or `X_base` of one."""
 
 
-_GENERAL = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", *(f"r{n}" for n in range(8, 16)))
-_POINTERS = {"rbp": "data_ptr", "rsp": "data_ptr"}
-_CORE = [
-    *(Register(name, 64, _POINTERS.get(name, "int64"), regs=name) for name in _GENERAL),
-    Register("rip", 64, "code_ptr", regs="rip"),
+_GENERAL_64 = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", *(f"r{n}" for n in range(8, 16)))
+_GENERAL_32 = ("ax", "cx", "dx", "bx", "sp", "bp", "si", "di")
+_POINTERS = ("bp", "sp")
+_REST = [
     Register("eflags", 32, "int32", regs="rflags"),
     *(Register(name, 32, "int32", sregs=name) for name in ("cs", "ss", "ds", "es", "fs", "gs")),
     *(Register(f"st{n}", 80, "i387_ext") for n in range(8)),
     *(Register(name, 32) for name in ("fctrl", "fstat", "ftag", "fiseg", "fioff", "foseg", "fooff", "fop")),
 ]
-_SEGMENTS = [Register(f"{name}_base", 64, "int", sregs=f"{name}_base") for name in ("fs", "gs")]
-_CONTROL = [Register(name, 64, "int", sregs=name) for name in ("cr0", "cr2", "cr3", "cr4", "cr8", "efer")]
 _FEATURES = {
-    "org.gnu.gdb.i386.core": _CORE,
-    "org.gnu.gdb.i386.segments": _SEGMENTS,
-    "org.pyvmm.control": _CONTROL,
+    64: {
+        "org.gnu.gdb.i386.core": [
+            *(Register(name, 64, "data_ptr" if name[1:] in _POINTERS else "int64", regs=name) for name in _GENERAL_64),
+            Register("rip", 64, "code_ptr", regs="rip"),
+            *_REST,
+        ],
+        "org.gnu.gdb.i386.segments": [Register(f"{name}_base", 64, "int", sregs=f"{name}_base") for name in ("fs", "gs")],
+        "org.pyvmm.control": [Register(name, 64, sregs=name) for name in ("cr0", "cr2", "cr3", "cr4", "cr8", "efer")],
+    },
+    32: {
+        "org.gnu.gdb.i386.core": [
+            *(
+                Register(f"e{name}", 32, "data_ptr" if name in _POINTERS else "int32", regs=f"r{name}")
+                for name in _GENERAL_32
+            ),
+            Register("eip", 32, "code_ptr", regs="rip"),
+            *_REST,
+        ],
+        "org.pyvmm.control": [Register(name, 32, sregs=name) for name in ("cr0", "cr2", "cr3", "cr4", "efer")],
+    },
 }
-ALL = [*_CORE, *_SEGMENTS, *_CONTROL]
+_ARCHITECTURES = {64: "i386:x86-64", 32: "i386"}
 
 
-def target_xml() -> bytes:
-    """The target description."""
-    lines = ['<?xml version="1.0"?><!DOCTYPE target SYSTEM "gdb-target.dtd"><target version="1.0">']
-    lines.append("<architecture>i386:x86-64</architecture>")
-    number = 0
-    for feature, registers in _FEATURES.items():
-        lines.append(f'<feature name="{feature}">')
-        for register in registers:
-            lines.append(
-                f'<reg name="{register.name}" bitsize="{register.bits}" type="{register.kind}" regnum="{number}"/>'
-            )
-            number += 1
-        lines.append("</feature>")
-    return "\n".join([*lines, "</target>"]).encode()
+class Layout:
+    """The registers of a kernel of 32 or 64 bits: in GDB's order, and described for it.
+
+    It holds for a session, whatever mode a vCPU is in: GDB takes no other description once it has one.
+    """
+
+    def __init__(self, bits: int) -> None:
+        self._features = _FEATURES[bits]
+        self._architecture = _ARCHITECTURES[bits]
+        self.registers = [register for registers in self._features.values() for register in registers]
+
+    def xml(self) -> bytes:
+        """The target description."""
+        lines = ['<?xml version="1.0"?><!DOCTYPE target SYSTEM "gdb-target.dtd"><target version="1.0">']
+        lines.append(f"<architecture>{self._architecture}</architecture>")
+        number = 0
+        for feature, registers in self._features.items():
+            lines.append(f'<feature name="{feature}">')
+            for register in registers:
+                lines.append(
+                    f'<reg name="{register.name}" bitsize="{register.bits}" type="{register.kind}" regnum="{number}"/>'
+                )
+                number += 1
+            lines.append("</feature>")
+        return "\n".join([*lines, "</target>"]).encode()
 
 
 def read(register: Register, regs: Any, sregs: Any) -> str:

@@ -22,9 +22,10 @@ FORMS = "PORT, ADDRESS:PORT or unix:PATH"
 class GdbServer:
     """Listens for GDB for one domain.  `close` once the domain has stopped or is to go on alone."""
 
-    def __init__(self, place: str, domain: Domain, kill: Callable[[], None]) -> None:
-        """`kill` ends the guest at once.  UsageError, PyvmmError."""
+    def __init__(self, place: str, domain: Domain, kill: Callable[[], None], bits: int) -> None:
+        """`kill` ends the guest at once, and its kernel has so many bits.  UsageError, PyvmmError."""
         self._kill = kill
+        self._bits = bits
         self._path: Path | None = None
         self._socket = self._listen(place)
         self._domain = domain
@@ -58,7 +59,7 @@ class GdbServer:
 
     def _session(self, connection: socket.socket) -> None:
         target = Target(self._domain)
-        stub = Stub(target)
+        stub = Stub(target, self._bits)
         try:
             stub.attach()
             self._converse(connection, target, stub)

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Callable
 
 from vmm.observe.gdb.packets import INTERRUPT, MAX_PACKET_BYTES
-from vmm.observe.gdb.registers import ALL, read, target_xml, write
+from vmm.observe.gdb.registers import Layout, read, write
 from vmm.observe.gdb.target import KINDS, CannotReach, Hardware, Stop, Target
 from vmm.xenabi.constants import ShutdownReason
 
@@ -32,8 +32,10 @@ class BadRequest(Exception):
 class Stub:
     """One debugger's session.  `running` while the guest runs and GDB waits."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, bits: int = 64) -> None:
+        """The guest's kernel has so many bits."""
         self._target = target
+        self._layout = Layout(bits)
         self.running = False
         self._thread = 0
         self._last = f"T{_TRAP:02x}thread:1;"
@@ -142,12 +144,12 @@ class Stub:
 
     def _read_all(self, rest: str) -> str:
         kvm = self._target.vcpus[self._thread].kvm
-        return "".join(read(register, kvm.regs, kvm.sregs) for register in ALL)
+        return "".join(read(register, kvm.regs, kvm.sregs) for register in self._layout.registers)
 
     def _write_all(self, rest: str) -> str:
         kvm = self._target.vcpus[self._thread].kvm
         position = 0
-        for register in ALL:
+        for register in self._layout.registers:
             digits = rest[position : position + register.bits // 4]
             position += register.bits // 4
             if digits and "x" not in digits:
@@ -157,12 +159,12 @@ class Stub:
 
     def _read_one(self, rest: str) -> str:
         kvm = self._target.vcpus[self._thread].kvm
-        return read(ALL[int(rest, 16)], kvm.regs, kvm.sregs)
+        return read(self._layout.registers[int(rest, 16)], kvm.regs, kvm.sregs)
 
     def _write_one(self, rest: str) -> str:
         number, _, digits = rest.partition("=")
         kvm = self._target.vcpus[self._thread].kvm
-        if not write(ALL[int(number, 16)], kvm.regs, digits):
+        if not write(self._layout.registers[int(number, 16)], kvm.regs, digits):
             raise BadRequest
         kvm.regs_changed()
         return "OK"
@@ -247,8 +249,9 @@ class Stub:
             return f"vCPU {vcpu.id}, {'online' if vcpu.online else 'offline'}".encode().hex()
         if name == "Xfer" and arguments.startswith("features:read:target.xml:"):
             start, size = _two_numbers(arguments.rpartition(":")[2])
-            part = target_xml()[start : start + min(size, MAX_PACKET_BYTES // 2)]
-            return ("m" if start + len(part) < len(target_xml()) else "l") + part.decode()
+            xml = self._layout.xml()
+            part = xml[start : start + min(size, MAX_PACKET_BYTES // 2)]
+            return ("m" if start + len(part) < len(xml) else "l") + part.decode()
         if name == "Symbol":
             return "OK"
         return ""
