@@ -50,6 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
     """The console script; returns the exit status."""
     # A start makes objects that live to the end: looking through them again and again costs a tenth of it.
     gc.disable()
+    import vmm.cli.lean  # noqa: F401  before all that imports what it does without
+
     try:
         return _main(sys.argv[1:] if arguments is None else arguments)
     finally:

@@ -24,10 +24,17 @@ def _withdraw(module: ModuleType) -> None:
 @contextmanager
 def lazily(*names: str) -> Iterator[None]:
     """What is imported within has these modules, as far as nobody imported them before, loaded at their first use."""
-    later = [_Later(name) for name in names if name not in sys.modules]
-    sys.modules.update((module.__name__, module) for module in later)
+    with standing_in(*map(_Later, names)):
+        yield
+
+
+@contextmanager
+def standing_in(*modules: ModuleType) -> Iterator[None]:
+    """What is imported within gets these instead of the modules of their names, as far as nobody imported those before."""
+    placed = [module for module in modules if module.__name__ not in sys.modules]
+    sys.modules.update((module.__name__, module) for module in placed)
     try:
         yield
     finally:
-        for module in later:
+        for module in placed:
             _withdraw(module)
