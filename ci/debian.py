@@ -53,7 +53,8 @@ def archive_address(folder: str) -> str:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Held by one process at a time."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -65,7 +66,7 @@ def unpack_once(target: Path, fill: Callable[[Path], None]) -> Path:
     if target.exists():
         return target
     try:
-        with _locked(CACHE / "locks" / target.name):
+        with locked(CACHE / "locks" / target.name):
             if not target.exists():
                 partial = target.with_name(target.name + ".partial")
                 shutil.rmtree(partial, ignore_errors=True)
@@ -88,7 +89,7 @@ class Suite:
         self.config = self.folder / "apt.conf"
 
     def _prepare(self) -> None:
-        with _locked(CACHE / "locks" / f"apt-{self.folder.name}"):
+        with locked(CACHE / "locks" / f"apt-{self.folder.name}"):
             if self.config.exists():
                 return
             for part in ("state/lists/partial", "cache/archives/partial", "etc"):
@@ -248,7 +249,5 @@ def busybox(bits: int = 64) -> Path:
     """Debian's static busybox, unpacked in the cache."""
     architecture = "amd64" if bits == 64 else "i386"
     folder = CACHE / ("busybox" if bits == 64 else f"busybox-{architecture}")
-    return (
-        unpack_once(folder, lambda target: Suite("bookworm", architecture).unpack(["busybox-static"], target))
-        / "bin/busybox"
-    )
+    suite = Suite("bookworm", architecture)
+    return unpack_once(folder, lambda target: suite.unpack(["busybox-static"], target)) / "bin/busybox"

@@ -116,15 +116,12 @@ def loaded(kernel: Kernel, size_bytes: int) -> tuple[bytes, bytes]:
     entry = pvh.load(ram, image, f"{KERNEL_COMMAND_LINE} {COMMAND_LINE}", [initramfs], rsdp=0)
     block = 128 * SECTOR
     ram.data.extend(bytes(-len(ram.data) % block))
-    rom = bytearray(unpack_once(CACHE / f"l1-loader-{_key()}", _assemble).joinpath("rom").read_bytes())
+    key = hashlib.sha256((HERE / "loader.S").read_bytes()).hexdigest()[:12]
+    rom = bytearray((unpack_once(CACHE / f"l1-loader-{key}", _assemble) / "rom").read_bytes())
     first = TABLE_BYTES // SECTOR
     struct.pack_into("<5I", rom, _LOADER_TABLE, first, LOADED_AT, len(ram.data) // SECTOR, entry.eip, entry.ebx)
     rom[-1] = -sum(rom) & 0xFF
     return bytes(rom), bytes(ram.data)
-
-
-def _key() -> str:
-    return hashlib.sha256((HERE / "loader.S").read_bytes()).hexdigest()[:12]
 
 
 def _assemble(folder: Path) -> None:

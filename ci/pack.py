@@ -3,17 +3,15 @@
 Each is ext4 without a journal, made by mke2fs from a folder of links or copies.
 """
 
-import fcntl
 import hashlib
 import os
 import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from debian import CACHE, ROOT, FetchError
+from debian import CACHE, ROOT, FetchError, locked
 
 MIB = 1 << 20
 PACKAGES = (
@@ -48,12 +46,12 @@ def base() -> Path:
     return _image("base", key, fill)
 
 
-def environment(wanted: Callable[[str], bool] = lambda name: True) -> Path:
+def environment() -> Path:
     """The image of this checkout's virtual environment and of the cache."""
     trees = [ROOT / ".venv"]
     if CACHE.exists():
         for entry in sorted(CACHE.iterdir()):
-            if entry.name not in LEFT_OUT and not re.search(r"^l1-|\.(partial|debs)$", entry.name) and wanted(entry.name):
+            if entry.name not in LEFT_OUT and not re.search(r"^l1-|\.(partial|debs)$", entry.name):
                 trees.append(entry)
 
     def left_out(path: Path) -> bool:
@@ -128,39 +126,28 @@ def _image(name: str, content: str, fill: Callable[[Path], None]) -> Path:
     folder = CACHE / "images"
     key = hashlib.sha256(content.encode() + Path(__file__).read_bytes()).hexdigest()[:16]
     image = folder / f"{name}-{key}.ext4"
-    with _locked(CACHE / "locks" / f"images-{name}"):
-        if image.exists():
-            os.utime(image)
-            return image
-        folder.mkdir(exist_ok=True)
-        for old in sorted(folder.glob(f"{name}-*.ext4"), key=lambda path: path.stat().st_mtime)[:-1]:
-            old.unlink()  # a machine that has it open keeps it
-        stage = folder / f"{name}.stage"
-        draft = folder / f"{name}.draft"
-        shutil.rmtree(stage, ignore_errors=True)
-        try:
-            stage.mkdir()
-            fill(stage)
-            make(stage, draft)
-            draft.rename(image)
-        except OSError as error:
-            raise FetchError(f"cannot fill the cache at {folder}: {error.strerror}") from None
-        finally:
-            shutil.rmtree(stage, ignore_errors=True)
-            draft.unlink(missing_ok=True)
-    return image
-
-
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle = path.open("w")
+        with locked(CACHE / "locks" / f"images-{name}"):
+            if image.exists():
+                os.utime(image)
+                return image
+            folder.mkdir(exist_ok=True)
+            for old in sorted(folder.glob(f"{name}-*.ext4"), key=lambda path: path.stat().st_mtime)[:-1]:
+                old.unlink()  # a machine that has it open keeps it
+            stage = folder / f"{name}.stage"
+            draft = folder / f"{name}.draft"
+            shutil.rmtree(stage, ignore_errors=True)
+            try:
+                stage.mkdir()
+                fill(stage)
+                make(stage, draft)
+                draft.rename(image)
+            finally:
+                shutil.rmtree(stage, ignore_errors=True)
+                draft.unlink(missing_ok=True)
     except OSError as error:
-        raise FetchError(f"cannot fill the cache at {CACHE}: {error.strerror}") from None
-    with handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
+        raise FetchError(f"cannot fill the cache at {folder}: {error.strerror}") from None
+    return image
 
 
 def _walk(top: Path, left_out: Callable[[Path], bool]) -> Iterator[Path]:

@@ -10,17 +10,7 @@
 #define AHEAD_NS 20000000
 #define LATE_NS 1500000000
 main:
-	xorl %r15d, %r15d
-	call lapic_on
-	call prepare_for_events
-	movl $23, %edi
-	movl $set_vector, %esi
-	hypercall HVM_OP
-	expect 0, "set_evtchn_upcall_vector"
-	movl $1, %edi
-	movl $bind_timer, %esi
-	hypercall EVENT_CHANNEL_OP
-	expect 0, "bind_virq"
+	call prepare_for_timer
 
 	movq $1, timeout
 	movl $TRIES, %r13d
@@ -55,17 +45,8 @@ main:
 	jb 2b
 	verdict
 
-handler:
-	enter_handler
-	xorl %eax, %eax
-	xchgq %rax, SHARED_INFO + 0x800	/* evtchn_pending[0] */
-	end_of_interrupt
-	leave_handler
-
 	.section .data
 	.balign 8
-set_vector: .long 0, VECTOR
-bind_timer: .long 0, 0, 0, 0
 poll:	.quad 0
 	.long 0, 0
 timeout: .quad 0
