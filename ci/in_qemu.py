@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from debian import CACHE, Kernel, Suite, unpack_once
-from l1 import KERNEL_COMMAND_LINE, TIMED_OUT, boot_files, explain, pump, write_job
+from l1 import KERNEL_COMMAND_LINE, TIMED_OUT, boot_files, compile_ahead, explain, pump, write_job
 
 MODULES = (
     "virtio_pci", "9pnet_virtio", "9p", "virtio_console", "overlay", "tun", "bridge", "loop", "dm-mod",
@@ -116,6 +116,7 @@ def run(options: argparse.Namespace, folder: Path) -> int:
     out = Path(options.out).resolve() if options.out else None
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
+    compile_ahead(options.command)
     write_job(folder, options.command, out)
     # One thread for all CPUs: with one each, QEMU 10 still crashes guests once two CPUs are in nested guests at a time.
     accelerate = (

@@ -4,18 +4,19 @@ import argparse
 import hashlib
 import os
 import shlex
+import subprocess
 import sys
 import threading
 from collections.abc import Iterable
 from pathlib import Path
 
-from debian import CACHE, Kernel, busybox, unpack_once
+from debian import CACHE, ROOT, Kernel, busybox, unpack_once
 
 from vmm.boot.cpio import CpioWriter
 from vmm.boot.modules import ModuleFolder
 
 HERE = Path(__file__).resolve().parent
-VENV = HERE.parent / ".venv"
+VENV = ROOT / ".venv"
 KERNEL_COMMAND_LINE = (
     "console=ttyS0 quiet panic=-1 mitigations=off nokaslr tsc=reliable random.trust_cpu=on"
     " audit=0 lsm=capability apparmor=0 cryptomgr.notests"  # what only costs time
@@ -58,6 +59,20 @@ def plain_kernel(kernel: Kernel) -> bytes:
         return kernel.vmlinux.read_bytes()
     except ImportError:
         return kernel.image.read_bytes()
+
+
+def compile_ahead(command: list[str]) -> None:
+    """Make the byte code of the checkout, and of what pytest rewrites: L1 would make it at each start, and not keep it."""
+    python = VENV / "bin/python"
+    words = [["compileall", "-q", ROOT / "vmm"]]
+    if any("pytest" in word for word in command):
+        words.append(["pytest", "--collect-only", "-q", "-p", "no:cacheprovider", ROOT / "tests"])
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    for module in words if python.exists() else []:
+        subprocess.run(
+            [python, "-m", *module], cwd=ROOT, env=environment, check=False,
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
 
 
 def write_job(folder: Path, command: list[str], out: Path | None) -> None:

@@ -1,22 +1,15 @@
 """Fixtures for all tests."""
 
-import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
-import hypothesis
 import pytest
 
 from vmm.errors import PyvmmError
 from vmm.kvm import System, XenFlag
 from vmm.toolstack.transports import plan_hypercalls  # noqa: F401  (imported early: the first import is slow in an L1)
 from vmm.xenabi.transport import Transport
-
-# No example database: the tree may be read-only.  Deadlines would time the machine, not the code.
-hypothesis.settings.register_profile("pyvmm", database=None, deadline=None, max_examples=200)
-hypothesis.settings.register_profile("quick", database=None, deadline=None, max_examples=20)
-hypothesis.settings.load_profile(os.environ.get("PYVMM_HYPOTHESIS", "pyvmm"))
 
 MICRO = Path(__file__).parent / "micro"
 

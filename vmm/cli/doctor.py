@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from vmm.errors import PyvmmError
 from vmm.host.cpuinfo import cpu_flags, lack_for_pae
-from vmm.kvm import CAPABILITIES, System
+from vmm.kvm import CAPABILITIES, System, XenFlag
 from vmm.toolstack.transports import plan_hypercalls
 
 KVM = Path("/dev/kvm")
@@ -79,15 +79,16 @@ def _capability(system: System, name: str, number: int, required: bool, purpose:
 
 def _kvm_xen(system: System) -> Check:
     flags = system.xen_flags()
-    if not flags:
-        return Check(
-            "KVM_XEN",
-            False,
-            False,
-            "none",
-            "nothing: hypercalls come by page or patch (a host kernel with CONFIG_KVM_XEN is faster)",
-        )
-    return Check("KVM_XEN", True, False, ", ".join(flag.name or "" for flag in flags))
+    names = ", ".join(flag.name or "" for flag in flags) or "none"
+    if XenFlag.INTERCEPT_HCALL in flags:
+        return Check("KVM_XEN", True, False, f"{names}: transport `kvm-xen`: hypercalls that KVM hands on itself")
+    return Check(
+        "KVM_XEN",
+        False,
+        False,
+        names if not flags else f"{names}, without INTERCEPT_HCALL",
+        "nothing: hypercalls come by page or patch (a host kernel with CONFIG_KVM_XEN, since 5.12, is faster)",
+    )
 
 
 def _image(system: System, image: Path) -> list[Check]:

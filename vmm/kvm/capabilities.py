@@ -26,7 +26,6 @@ CAPABILITIES = (
     Capability("KVM_CAP_MP_STATE", lib.KVM_CAP_MP_STATE, True, "blocking and starting vCPUs"),
     Capability("KVM_CAP_X86_USER_SPACE_MSR", lib.KVM_CAP_X86_USER_SPACE_MSR, False, "transport `page`: the hypercall MSR"),
     Capability("KVM_CAP_X86_MSR_FILTER", lib.KVM_CAP_X86_MSR_FILTER, False, "transport `page`: the hypercall MSR"),
-    Capability("KVM_CAP_XEN_HVM", lib.KVM_CAP_XEN_HVM, False, "transport `kvm-xen`: hypercalls that KVM hands on itself"),
     Capability("KVM_CAP_GET_TSC_KHZ", lib.KVM_CAP_GET_TSC_KHZ, False, "the TSC frequency in the time leaf"),
     Capability("KVM_CAP_ADJUST_CLOCK", lib.KVM_CAP_ADJUST_CLOCK, False, "guest timers against KVM's own clock"),
     Capability("KVM_CAP_READONLY_MEM", lib.KVM_CAP_READONLY_MEM, False, "read-only guest memory"),

@@ -1,0 +1,3 @@
+"""For all unit tests."""
+
+import tests.properties  # noqa: F401
