@@ -45,7 +45,7 @@ MODULES = ("ata_piix", "sd_mod", "crc32c_generic", "ext4", "overlay", "tun", "br
 ARGUMENTS = {"kvm_intel": "enable_apicv=0"}
 """With APICv this Bochs refuses VM entry: "Posted Interrupt Descriptor phy addr malformed"."""
 INSTRUCTIONS_PER_S = 200_000_000
-"""Of L1's time: the TSC counts instructions, one each, as does Bochs's clock (but for an idle CPU's time, which is skipped)."""
+"""Of L1's time: TSC and Bochs's clock count instructions, one each; the time of an idle CPU is skipped."""
 COMMAND_LINE = f"8250.nr_uarts=2 initcall_blacklist=trace_eval_init tsc_early_khz={INSTRUCTIONS_PER_S // 1000} l1=disks"
 """Without names for the trace events' numbers, which nobody asks for, L1 is up 120 million instructions earlier.  The TSC's
 frequency is said here, since CPUID says 3.5 GHz: L1's second would be 3,500 million instructions, and each of a guest's
