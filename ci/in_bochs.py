@@ -3,6 +3,11 @@
 Bochs is trixie's, unpacked in the cache and run by trixie's own loader, since it wants a newer libc than bookworm has.  Its
 time counts instructions.  An option ROM enters L1's kernel (loader.S): neither boot loader nor decompressor runs.
 
+Its VMX is mended on the way, in two places of Bochs 3.0 (cpu/vmx.cc).  A VM entry leaves external interrupts masked where
+guest and host both have them off (`handleInterruptMaskChange` runs for a change of IF alone), although they are to cause an
+exit: a guest that spins with interrupts off, as one CPU that waits for another, never came back to L1.  And an exit leaves
+them unmasked, so that L1 took an interrupt with IF clear.
+
 The first disk is what the option ROM reads, a partition table, and three file systems, one over the other: packages, the
 environment and the cache, and the checkout.  The second takes the job's output (l1-relay says how), the third is --out.
 """
@@ -10,6 +15,7 @@ environment and the cache, and the checkout.  The second takes the job's output 
 import argparse
 import hashlib
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -22,7 +28,7 @@ from pathlib import Path
 
 import pack
 from debian import CACHE, FetchError, Kernel, Suite, unpack_once
-from l1 import HERE, KERNEL_COMMAND_LINE, TIMED_OUT, boot_files, compile_ahead, explain, write_job
+from l1 import HERE, KERNEL_COMMAND_LINE, TIMED_OUT, boot_files, compile_ahead, explain, mended_copy, write_job
 
 from vmm.boot import pvh
 from vmm.boot.elf import ElfImage
@@ -67,6 +73,42 @@ POLL_S = 0.02
 ESCAPE = b"\x1d"  # Ctrl-]
 
 
+_ENTRY = re.compile(
+    rb"\x83([\xa0-\xa7])(.)(.{3})\xfb"  # andl $~BX_EVENT_INIT, event_mask
+    rb"(\xc6[\x80-\x87].{4}\x01)"  # movb $1, in_vmx_guest
+    rb"\xf6([\x80-\x87])(.)(.{3})\x04",  # testb $BX_EVENT_INIT, pending_event
+    re.DOTALL,
+)
+_EXIT = re.compile(
+    rb"(\x8b[\x80-\x87].{4}\x89\xc2)"  # mov event_mask, %eax; mov %eax, %edx
+    rb"\x83\xca\x04"  # or $BX_EVENT_INIT, %edx
+    rb"(\x89[\x90-\x97].{4})",  # mov %edx, event_mask
+    re.DOTALL,
+)
+
+
+def mended(program: bytes) -> bytes | None:
+    """The program with external interrupts unmasked at a VM entry and masked at an exit, each in the place of INIT.
+
+    Both are bits 10 and 11 of the same words: the instruction takes the next byte.  None where the code is not found
+    exactly once.
+    """
+
+    def later(first: bytes) -> bytes:
+        return bytes([first[0] + 1])
+
+    if any(len(place.findall(program)) != 1 for place in (_ENTRY, _EXIT)):
+        return None
+    entry = _ENTRY.search(program)
+    assert entry is not None
+    if b"\xff" in (entry[2], entry[6]):
+        return None
+    unmask = b"\x80" + entry[1] + later(entry[2]) + entry[3] + b"\xf3"
+    look = b"\xf6" + entry[5] + later(entry[6]) + entry[7] + b"\x0c"
+    program = program[: entry.start()] + unmask + entry[4] + look + program[entry.end() :]
+    return _EXIT.sub(lambda found: found[1] + b"\x80\xce\x0c" + found[2], program)  # or $0xc, %dh
+
+
 def bochs() -> tuple[list[str], dict[str, str], Path]:
     """The command and environment of Bochs, unpacked in the cache, and the folder of its BIOS."""
     suite = Suite("trixie")
@@ -77,7 +119,8 @@ def bochs() -> tuple[list[str], dict[str, str], Path]:
         "LTDL_LIBRARY_PATH": str(libraries / "bochs/plugins"), "BXSHARE": str(folder / "usr/share/bochs"), "TERM": "vt100",
         "HOME": "/nonexistent",
     }  # fmt: skip
-    command = [str(loader), "--library-path", str(libraries), str(folder / "usr/bin/bochs-bin")]
+    program = mended_copy(folder / "usr/bin/bochs-bin", mended, "L1 may hang with a guest that spins with interrupts off")
+    command = [str(loader), "--library-path", str(libraries), str(program)]
     return command, environment, folder / "usr/share/bochs"
 
 

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from debian import CACHE, Kernel, Suite, unpack_once
-from l1 import KERNEL_COMMAND_LINE, TIMED_OUT, boot_files, compile_ahead, explain, pump, write_job
+from l1 import KERNEL_COMMAND_LINE, TIMED_OUT, boot_files, compile_ahead, explain, mended_copy, pump, write_job
 
 MODULES = (
     "virtio_pci", "9pnet_virtio", "9p", "virtio_console", "overlay", "tun", "bridge", "loop", "dm-mod",
@@ -59,17 +59,7 @@ def qemu() -> tuple[list[str], dict[str, str]]:
     """The command and environment of QEMU, unpacked in the cache."""
     suite = Suite("bookworm-backports")
     folder = unpack_once(CACHE / "qemu", lambda target: suite.unpack(suite.with_dependencies("qemu-system-x86"), target))
-    original = folder / "usr/bin/qemu-system-x86_64"
-
-    def mend(target: Path) -> None:
-        program = mended(original.read_bytes())
-        if program is None:
-            print("ci/nested: VMRUN was not found in this QEMU to be mended; guests in L1 may hang", file=sys.stderr)
-        place = target / original.name
-        place.write_bytes(program or original.read_bytes())
-        place.chmod(0o755)
-
-    program = unpack_once(CACHE / "qemu-mended", mend) / original.name
+    program = mended_copy(folder / "usr/bin/qemu-system-x86_64", mended, "guests in L1 may hang")
     libraries = f"{folder}/usr/lib/x86_64-linux-gnu:{folder}/lib/x86_64-linux-gnu"
     environment = dict(os.environ, LD_LIBRARY_PATH=libraries, QEMU_MODULE_DIR=f"{folder}/usr/lib/x86_64-linux-gnu/qemu")
     return [str(program), "-L", f"{folder}/usr/share/qemu", "-L", f"{folder}/usr/share/seabios"], environment

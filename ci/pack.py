@@ -20,7 +20,7 @@ PACKAGES = (
     "dmsetup", "procps", "acpica-tools",
 )  # fmt: skip
 """What a job may run, beside what every Debian has; as far as it is installed here."""
-LEFT_OUT = {"apt", "qemu", "qemu-mended", "bochs", "images", "locks"}
+LEFT_OUT = {"apt", "bochs", "images", "locks"}
 """Of the cache: what is for this machine alone."""
 _DPKG = Path("/var/lib/dpkg")
 
@@ -51,7 +51,7 @@ def environment() -> Path:
     trees = [ROOT / ".venv"]
     if CACHE.exists():
         for entry in sorted(CACHE.iterdir()):
-            if entry.name not in LEFT_OUT and not re.search(r"^l1-|\.(partial|debs)$", entry.name):
+            if entry.name not in LEFT_OUT and not re.search(r"^l1-|^bochs|\.(partial|debs)$", entry.name):
                 trees.append(entry)
 
     def left_out(path: Path) -> bool:

@@ -51,14 +51,15 @@ def qemu_microvm(initrd: Path, *options: str, memory_mib: int = MEMORY_MIB) -> M
 def folders() -> list[Path]:
     """Where the monitors and the kernels are read from."""
     from debian import CACHE  # type: ignore[import-not-found]
+    from in_qemu import qemu  # type: ignore[import-not-found]
 
     packages = sysconfig.get_paths()
     own = [Path(packages["stdlib"]), Path(packages["purelib"]), ROOT / "vmm"]
-    return [*own, CACHE / "qemu", CACHE / "qemu-mended", kernel().parent, kernel("--vmlinux").parent]
+    return [*own, CACHE / "qemu", Path(qemu()[0][0]).parent, kernel().parent, kernel("--vmlinux").parent]
 
 
 def _qemu(initrd: Path, memory_mib: int) -> tuple[list[str], dict[str, str]]:
-    from in_qemu import qemu  # type: ignore[import-not-found]
+    from in_qemu import qemu
 
     command, environment = qemu()
     command += [
