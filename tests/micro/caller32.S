@@ -36,6 +36,15 @@ main:
 	hypercall EVENT_CHANNEL_OP
 	cmpl $-EFAULT, %eax
 	jne fail
+	/* A place that is a compat handle has 32 bits: what is above it is not read.  state_entry_time shows the write. */
+	movl $5, %ebx			/* register_runstate_memory_area */
+	movl $0, %ecx
+	movl $area, %edx
+	hypercall VCPU_OP
+	testl %eax, %eax
+	jnz fail
+	cmpl $0, runstate + 4
+	je fail
 	movl $pass, %esi
 	movl $pass_end - pass, %ecx
 	call print_bytes
@@ -57,3 +66,5 @@ failed_end:
 parameters: .long 0, 0
 allocate: .short 0x7ff0, 0x7ff0
 	.long 0
+area:	.long runstate, 0x55555555
+runstate: .space 44

@@ -3,6 +3,7 @@
 import errno
 
 from vmm.xenabi.constants import LEGACY_VCPUS, PAGE_BYTES, VCPU_SSHOTTMR_FUTURE, Hypercall, ShutdownReason, VcpuHvmMode
+from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.evtchn import mark_all_pending
 from vmm.xenabi.hypercalls.registry import suboperation
 from vmm.xenabi.interfaces import VcpuState
@@ -91,7 +92,7 @@ def get_runstate_info(call: Call, op: RunstateInfo) -> None:
 @suboperation(OP, 5, "register_runstate_memory_area", arg=RegisterArea, at=2, names=("vcpuid",))
 def register_runstate_memory_area(call: Call, op: RegisterArea) -> None:
     """Keep a copy of the run state at a guest-virtual address."""
-    _target(call).clock.keep_runstate(op.addr, call.abi, call.vcpu)
+    _target(call).clock.keep_runstate(_handle(call, op.addr), call.abi, call.vcpu)
 
 
 @suboperation(OP, 6, "set_periodic_timer", arg=SetPeriodicTimer, at=2, names=("vcpuid",))
@@ -143,4 +144,9 @@ def get_physid(call: Call, op: GetPhysid) -> None:
 @suboperation(OP, 13, "register_vcpu_time_memory_area", arg=RegisterTimeArea, at=2, names=("vcpuid",))
 def register_vcpu_time_memory_area(call: Call, op: RegisterTimeArea) -> None:
     """Keep a second copy of the vCPU's time at a guest-virtual address: for a clock that user code reads."""
-    _target(call).clock.keep_time(op.addr, call.vcpu)
+    _target(call).clock.keep_time(_handle(call, op.addr), call.vcpu)
+
+
+def _handle(call: Call, addr: int) -> int:
+    """A place in a union of a handle and 64 bits: of a 32-bit caller Xen reads the handle alone, and Linux sets no more."""
+    return addr & 0xFFFFFFFF if call.abi is Abi.X86_32 else addr
