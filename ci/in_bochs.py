@@ -50,9 +50,9 @@ LIBRARIES = (
 MODULES = ("ata_piix", "sd_mod", "crc32c_generic", "ext4", "overlay", "tun", "bridge", "loop", "dm-mod", "kvm-intel")
 ARGUMENTS = {"kvm_intel": "enable_apicv=0"}
 """With APICv this Bochs refuses VM entry: "Posted Interrupt Descriptor phy addr malformed"."""
-INSTRUCTIONS_PER_S = 200_000_000
-"""Of L1's time: TSC and Bochs's clock count instructions, one each; the time of an idle CPU is skipped."""
-COMMAND_LINE = f"8250.nr_uarts=2 initcall_blacklist=trace_eval_init tsc_early_khz={INSTRUCTIONS_PER_S // 1000} l1=disks"
+MIPS = 200
+"""Millions of instructions in a second of L1's time: TSC and Bochs's clock count them, and skip an idle CPU's time."""
+COMMAND_LINE = "8250.nr_uarts=2 initcall_blacklist=trace_eval_init tsc_early_khz={khz} l1=disks"
 """Without names for the trace events' numbers, which nobody asks for, L1 is up 120 million instructions earlier.  The TSC's
 frequency is said here, since CPUID says 3.5 GHz: L1's second would be 3,500 million instructions, and each of a guest's
 busy waits eighteen times as long."""
@@ -152,13 +152,14 @@ class _Ram:
         return self.size_bytes - ACPI_BYTES
 
 
-def loaded(kernel: Kernel, size_bytes: int) -> tuple[bytes, bytes]:
+def loaded(kernel: Kernel, size_bytes: int, mips: int) -> tuple[bytes, bytes]:
     """The option ROM, and what it is to read into RAM."""
     files = boot_files(kernel, MODULES, ARGUMENTS)
     ram = _Ram(size_bytes)
     image = ElfImage((files / "kernel").read_bytes(), f"L1's Linux {kernel.name}")
     initramfs = pvh.Module("initramfs", memoryview((files / "initramfs").read_bytes()))
-    entry = pvh.load(ram, image, f"{KERNEL_COMMAND_LINE} {COMMAND_LINE}", [initramfs], rsdp=0)
+    command_line = f"{KERNEL_COMMAND_LINE} {COMMAND_LINE.format(khz=mips * 1000)}"
+    entry = pvh.load(ram, image, command_line, [initramfs], rsdp=0)
     block = 128 * SECTOR
     ram.data.extend(bytes(-len(ram.data) % block))
     key = hashlib.sha256((HERE / "loader.S").read_bytes()).hexdigest()[:12]
@@ -197,12 +198,12 @@ def first_disk(folder: Path, head: bytes, images: list[Path]) -> None:
     (folder / "disk0").write_bytes(bytes(table) + head)
 
 
-def configuration(folder: Path, share: Path, memory_bytes: int, smp: int, line: str, *, out: bool) -> str:
+def configuration(folder: Path, share: Path, memory_bytes: int, smp: int, mips: int, line: str, *, out: bool) -> str:
     """Bochs's own."""
     lines = [
         "config_interface: textconfig",
         "display_library: term",
-        f"cpu: model=corei7_skylake_x, count={smp}, ips={INSTRUCTIONS_PER_S}, reset_on_triple_fault=0, ignore_bad_msrs=1",
+        f"cpu: model=corei7_skylake_x, count={smp}, ips={mips * 1_000_000}, reset_on_triple_fault=0, ignore_bad_msrs=1",
         f"memory: guest={memory_bytes >> 20}, host={memory_bytes >> 20}",
         f"romimage: file={share}/BIOS-bochs-latest",
         f"vgaromimage: file={share}/VGABIOS-lgpl-latest",
@@ -302,7 +303,7 @@ def run(options: argparse.Namespace, folder: Path) -> int:
     out = Path(options.out).resolve() if options.out else None
     compile_ahead(options.command)
     write_job(folder, options.command, out)
-    rom, head = loaded(kernel, memory_bytes)
+    rom, head = loaded(kernel, memory_bytes, options.mips)
     (folder / "rom").write_bytes(rom)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -313,7 +314,9 @@ def run(options: argparse.Namespace, folder: Path) -> int:
     line, line_far = os.openpty()
     tty.setraw(line)
     (folder / "bochsrc").write_text(
-        configuration(folder, share, memory_bytes, options.smp or SMP, os.ttyname(line_far), out=out is not None)
+        configuration(
+            folder, share, memory_bytes, options.smp or SMP, options.mips, os.ttyname(line_far), out=out is not None
+        )
     )
     screen, screen_far = os.openpty()
     machine = subprocess.Popen(

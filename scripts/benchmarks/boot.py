@@ -44,7 +44,7 @@ def measure(runs: int) -> list[Row]:
 def _measure(runs: int) -> list[Row]:
     with tempfile.TemporaryDirectory() as folder:
         initrd = Path(folder) / "initrd"
-        initrd.write_bytes(_initramfs())
+        initrd.write_bytes(initramfs())
         monitors = _monitors(initrd)
         boots: dict[str, list[Boot]] = {monitor.name: [] for monitor in monitors}
         for run in range(runs):
@@ -61,7 +61,7 @@ def _measure(runs: int) -> list[Row]:
         rows.append(Row(f"{name}: of a CPU, asleep", [boot.idle_percent for boot in done], "%", limit))
     with tempfile.TemporaryDirectory() as folder:
         initrd = Path(folder) / "initrd"
-        initrd.write_bytes(_initramfs())
+        initrd.write_bytes(initramfs())
         for count in VCPUS:
             one = pyvmm(initrd, "-c", str(count)), qemu_xen(initrd, "-smp", str(count))
             times = [[_boot(monitor).seconds for monitor in one] for _ in range(runs)]
@@ -122,7 +122,8 @@ def _ratios(ours: list[Boot], theirs: list[Boot]) -> list[float]:
     return [one.seconds / other.seconds for one, other in zip(ours, theirs, strict=True)]
 
 
-def _initramfs() -> bytes:
+def initramfs() -> bytes:
+    """An /init that prints `MARK` and sleeps."""
     archive = CpioWriter()
     for place in ("bin", "dev"):
         archive.folder(place)

@@ -6,7 +6,7 @@ from pathlib import Path
 from scripts.benchmarks import hypercall
 from scripts.benchmarks.guests import assemble, printed_us, until_said
 from scripts.benchmarks.table import Row
-from tests.guests import running
+from tests.guests import Transcript, running
 from vmm.config.domain import DomainConfig
 from vmm.host.eventloop import EventLoop
 from vmm.kvm import System, XenFlag
@@ -42,6 +42,12 @@ def measure(runs: int) -> list[Row]:
 
 
 def _round_times(config: DomainConfig) -> tuple[float, ...]:
+    transcript, khz = run_rounds(config)
+    return tuple(printed_us(transcript, khz))
+
+
+def run_rounds(config: DomainConfig) -> tuple[Transcript, int]:
+    """The micro-guest `rounds` with a back end that echoes, to its end: what it said, and its TSC's kHz."""
     with running(config) as (domain, transcript):
         until_said("connect\n", domain, transcript)
         khz = domain.vcpus[0].kvm.tsc_khz()
@@ -53,4 +59,4 @@ def _round_times(config: DomainConfig) -> tuple[float, ...]:
             domain.stop()
         finally:
             back_end.stop()
-    return tuple(printed_us(transcript, khz))
+    return transcript, khz

@@ -1,6 +1,6 @@
 /*
  * What a kernel does for its processes, each as microseconds a time: `RESULT NAME VALUE` lines.  Static, the same binary in
- * every guest; the operations are those of lmbench (L. McVoy, C. Staelin, 1996).
+ * every guest (`guestops [SECONDS SAMPLES]`); the operations are those of lmbench (L. McVoy, C. Staelin, 1996).
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -17,10 +17,10 @@
 #include <time.h>
 #include <unistd.h>
 
-#define SAMPLE_S 0.1
-#define SAMPLES 3
 #define PAGE 4096
 
+static double sample_s = 0.1;
+static int wanted_samples = 3;
 static int zero, null;
 static volatile int signals;
 
@@ -44,13 +44,13 @@ static void measure(const char *name, void (*once)(long times))
 	long times = 1;
 	double least = 0;
 
-	for (int samples = 0; samples < SAMPLES;) {
+	for (int samples = 0; samples < wanted_samples;) {
 		double start = now(), took;
 
 		once(times);
 		took = now() - start;
-		if (took < SAMPLE_S) {
-			times = took > SAMPLE_S / 50 ? (long)(times * 1.2 * SAMPLE_S / took) + 1 : times * 10;
+		if (took < sample_s) {
+			times = took > sample_s / 50 ? (long)(times * 1.2 * sample_s / took) + 1 : times * 10;
 			continue;
 		}
 		if (!samples++ || took / times < least)
@@ -272,8 +272,12 @@ static void create_delete(long n)
 	}
 }
 
-int main(void)
+int main(int argc, char **argv)
 {
+	if (argc > 2) {
+		sample_s = atof(argv[1]);
+		wanted_samples = atoi(argv[2]);
+	}
 	static const int counts[] = { 2, 8, 16 };
 	static const int sizes[] = { 0, 16, 64 };
 	char name[64];

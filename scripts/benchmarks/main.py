@@ -12,6 +12,7 @@ from scripts.benchmarks import (
     calls,
     dom0,
     events,
+    exact,
     guest,
     hypercall,
     idle,
@@ -45,6 +46,9 @@ SUBJECTS = ANYWHERE | BESIDE_QEMU
 IN_L1 = {"6.12": (*BESIDE_QEMU, "dom0", "calls"), "6.1": ("calls",)}
 """What runs in which L1 where this host has no VT-x or AMD-V.  6.1 has no KVM_XEN, which QEMU's Xen emulation needs."""
 
+EXACT = "exact"
+"""Boots an L1 of its own, in Bochs, wherever it is called; only when it is named."""
+
 RUNS, RUNS_IN_L1, L1_TIMEOUT_S = 5, 3, 3600
 
 
@@ -53,15 +57,18 @@ def main() -> None:
         prog="scripts/bench",
         description="Measure pyvmm; medians of some runs.  What boots Linux runs in an L1 where this host cannot.",
     )
-    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(SUBJECTS)} (default: all)")
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(SUBJECTS)} (default: all), or {EXACT}")
     parser.add_argument("--runs", type=int, help=f"samples of each quantity (default {RUNS}, in an L1 {RUNS_IN_L1})")
+    parser.add_argument("--against", metavar="COMMIT", help=f"with {EXACT}: the same of another commit, and the ratios")
     parser.add_argument("--quick", action="store_true", help="one sample, and only what boots no Linux unless named")
     parser.add_argument("--json", metavar="FILE", type=Path, help="all samples")
     parser.add_argument("--html", metavar="FILE", type=Path, help="a page of plots")
     options = parser.parse_args()
-    unknown = [name for name in options.names if name not in SUBJECTS]
+    unknown = [name for name in options.names if name not in SUBJECTS and name != EXACT]
     if unknown:
-        parser.error(f"no benchmark is called {unknown[0]!r}; there are {', '.join(SUBJECTS)}")
+        parser.error(f"no benchmark is called {unknown[0]!r}; there are {', '.join([*SUBJECTS, EXACT])}")
+    if options.against is not None and options.names != [EXACT]:
+        parser.error(f"--against is for {EXACT} alone: other figures depend on when they are taken")
     names, made_on = options.names or list(ANYWHERE if options.quick else SUBJECTS), conditions()
     runs = options.runs or (1 if options.quick else None)
     found: dict[str, list[Row]] = {}
@@ -72,6 +79,13 @@ def main() -> None:
             if path is not None:
                 path.write_text(form(found, made_on), encoding="utf-8")  # after each, so that a late failure loses nothing
 
+    if EXACT in names:
+        rows = exact.measure(runs or exact.RUNS, options.against)
+        print_table(f"{EXACT}: {(exact.__doc__ or '').partition(chr(10))[0]}", rows)
+        keep({EXACT: rows})
+        names.remove(EXACT)
+        if not names:
+            return
     here = _possible()
     for name in names:
         if name in here:
