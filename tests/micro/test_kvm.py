@@ -4,66 +4,18 @@ import os
 import select
 import threading
 import time
-from collections.abc import Iterator
 
 import pytest
 
-from vmm.kvm import PAGE_BYTES, Exit, HostMemory, KvmError, MpState, PageFile, SlotFlag, System, VcpuFd, VmFd, allow_kicks
+from tests.micro.conftest import CODE, RAM_BYTES, Machine
+from vmm.kvm import PAGE_BYTES, Exit, HostMemory, KvmError, PageFile, SlotFlag, System, VcpuFd
 from vmm.kvm._native import lib
 from vmm.kvm.hostmem import exchange_32, fetch_and_64, fetch_or_64
 from vmm.machine.memory.paging import PageFault, translate
 
 CODE = 0x1000
 DATA = 0x8000
-RAM_BYTES = 1 << 20
 PORT = 0x42
-
-
-class Machine:
-    """One machine with a megabyte of RAM and vCPUs in flat 32-bit mode."""
-
-    def __init__(self, system: System) -> None:
-        allow_kicks()
-        self.cpuid = system.supported_cpuid()
-        self.vm: VmFd = system.create_vm()
-        self.vm.set_tss_area(0xFEFF0000)
-        self.vm.split_irqchip(0)
-        self.ram = HostMemory(RAM_BYTES)
-        self.vm.set_memory(0, 0, RAM_BYTES, self.ram.address, SlotFlag.LOG_DIRTY)
-        self.vcpus: list[VcpuFd] = []
-
-    def vcpu(self, code: bytes) -> VcpuFd:
-        vcpu = self.vm.create_vcpu(len(self.vcpus))
-        self.vcpus.append(vcpu)
-        vcpu.set_cpuid(self.cpuid)
-        vcpu.claim()
-        self.ram.view[CODE : CODE + len(code)] = code
-        sregs = vcpu.get_sregs()
-        for segment in (sregs.cs, sregs.ds, sregs.es, sregs.ss):
-            segment.base, segment.limit, segment.selector, segment.type = 0, 0xFFFFFFFF, 8, 3
-            segment.s = segment.present = segment.db = segment.g = 1
-            segment.dpl = segment.l = segment.unusable = 0
-        sregs.cs.type = 11
-        sregs.cr0 |= 1
-        vcpu.set_sregs(sregs)
-        regs = vcpu.get_regs()
-        regs.rip, regs.rsp, regs.rflags = CODE, 0x9000, 2
-        vcpu.set_regs(regs)
-        vcpu.set_mp_state(MpState.RUNNABLE)
-        return vcpu
-
-    def close(self) -> None:
-        for vcpu in self.vcpus:
-            vcpu.close()
-        self.vm.close()
-        self.ram.close()
-
-
-@pytest.fixture
-def machine(system: System) -> Iterator[Machine]:
-    made = Machine(system)
-    yield made
-    made.close()
 
 
 OUT_AX = b"\xe7" + bytes([PORT])  # out %eax, $PORT
