@@ -7,13 +7,12 @@ import time
 
 import pytest
 
-from tests.micro.conftest import CODE, RAM_BYTES, Machine
+from tests.micro.conftest import RAM_BYTES, Machine
 from vmm.kvm import PAGE_BYTES, Exit, HostMemory, KvmError, PageFile, SlotFlag, System, VcpuFd
 from vmm.kvm._native import lib
 from vmm.kvm.hostmem import exchange_32, fetch_and_64, fetch_or_64
 from vmm.machine.memory.paging import PageFault, translate
 
-CODE = 0x1000
 DATA = 0x8000
 PORT = 0x42
 
