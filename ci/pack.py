@@ -20,8 +20,8 @@ PACKAGES = (
     "dmsetup", "procps", "acpica-tools",
 )  # fmt: skip
 """What a job may run, beside what every Debian has; as far as it is installed here."""
-LEFT_OUT = {"apt", "bochs", "images", "locks"}
-"""Of the cache: what is for this machine alone."""
+LEFT_OUT = re.compile(r"^(apt|bochs|images|locks|l1-|rootfs)|\.(partial|debs)$")
+"""Of the cache: what is for this machine alone, and disks of gigabytes."""
 _DPKG = Path("/var/lib/dpkg")
 
 
@@ -51,7 +51,7 @@ def environment() -> Path:
     trees = [ROOT / ".venv"]
     if CACHE.exists():
         for entry in sorted(CACHE.iterdir()):
-            if entry.name not in LEFT_OUT and not re.search(r"^l1-|^bochs|\.(partial|debs)$", entry.name):
+            if not LEFT_OUT.search(entry.name):
                 trees.append(entry)
 
     def left_out(path: Path) -> bool:
