@@ -5,12 +5,14 @@ from vmm.kvm.errors import KvmError
 from vmm.kvm.events import EventTable
 from vmm.kvm.hostmem import PAGE_BYTES, HostMemory, PageFile
 from vmm.kvm.system import CpuidEntry, System
-from vmm.kvm.vcpu import Exit, GuestDebug, MpState, VcpuFd, allow_kicks
+from vmm.kvm.vcpu import CS_L, SS_DPL, Exit, GuestDebug, MpState, VcpuFd, allow_kicks
 from vmm.kvm.vm import MsiRoute, SlotFlag, VmFd
 
 __all__ = [
     "CAPABILITIES",
+    "CS_L",
     "PAGE_BYTES",
+    "SS_DPL",
     "Capability",
     "CpuidEntry",
     "EventTable",

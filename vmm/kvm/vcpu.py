@@ -67,6 +67,12 @@ class GuestDebug(IntFlag):
     INJECT_BP = lib.KVM_GUESTDBG_INJECT_BP
 
 
+SS_DPL, CS_L = (
+    ffi.offsetof("struct kvm_sregs", segment) + ffi.offsetof("struct kvm_segment", field)
+    for segment, field in (("ss", "dpl"), ("cs", "l"))
+)
+"""Where `VcpuFd.modes` has the guest's privilege level, and whether its code is 64-bit."""
+_REGS: int = lib.KVM_SYNC_X86_REGS
 _ASKED_FOR = (Exit.INTERRUPTED, Exit.INIT_TAKEN, Exit.TIMER_DUE)
 
 
@@ -94,12 +100,26 @@ class VcpuFd:
         self.sregs = self.run.s.regs.sregs
         self.run.kvm_valid_regs = lib.KVM_SYNC_X86_REGS | lib.KVM_SYNC_X86_SREGS
         self._start = int(ffi.cast("uintptr_t", self.run))
+        whole = memoryview(self._area)
+        self.words = self._part(whole, self.regs).cast("Q")
+        """`regs` once more, as numbers in the order of struct kvm_regs: a cffi field takes ten times as long to read."""
+        self.modes = self._part(whole, self.sregs)
+        """`sregs` once more, as bytes."""
+        self.port = self._part(whole, self.run.io).cast("I")
+        """`run.io` once more, as 32-bit words."""
+        dirty = ffi.offsetof("struct kvm_run", "kvm_dirty_regs")
+        self._dirty = whole[dirty : dirty + 8].cast("Q")
+        self._views = [self.words, self.modes, self.port, self._dirty, whole]
         self._loop = ffi.new("struct pyvmm_loop *")
         self._events: EventTable | None = None
         self._lapic: Any = ffi.new("struct kvm_lapic_state *")
         self._lvt0 = ffi.cast("uint32_t *", self._lapic.regs + _LVT0_OFFSET)
         self._thread: int | None = None
         self._claim = threading.Lock()
+
+    def _part(self, whole: memoryview, struct: Any) -> memoryview:
+        start = int(ffi.cast("uintptr_t", ffi.addressof(struct))) - self._start
+        return whole[start : start + ffi.sizeof(struct)]
 
     def enter(self) -> int:
         """KVM_RUN: run the guest until it needs an answer; an `Exit`.  KvmError where KVM gives up."""
@@ -181,7 +201,7 @@ class VcpuFd:
 
     def regs_changed(self) -> None:
         """Hand the values in `regs` to KVM at the next entry."""
-        self.run.kvm_dirty_regs |= lib.KVM_SYNC_X86_REGS
+        self._dirty[0] |= _REGS
 
     def data(self, offset_bytes: int, size_bytes: int) -> memoryview:
         """Part of the run area: the bytes of a port exit."""
@@ -335,6 +355,8 @@ class VcpuFd:
         """Unmap the run area and close the descriptor; `regs` and `run` are gone."""
         if self.fd >= 0:
             self.run = self.regs = self.sregs = self._buffer = None
+            for view in self._views:
+                view.release()
             self._area.close()
             os.close(self.fd)
             self.fd = -1

@@ -4,10 +4,11 @@ Owned by the vCPU's thread.
 """
 
 import errno
+import struct
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from vmm.kvm import Exit
+from vmm.kvm import CS_L, SS_DPL, Exit
 from vmm.machine.memory.regions import MemoryFault
 from vmm.machine.parts import VcpuHost, VcpuThread
 from vmm.xenabi.constants import HYPERCALL_MSR, PAGE_BYTES
@@ -18,6 +19,11 @@ from vmm.xenabi.values import Restart, Wait
 from vmm.xenabi.vcpu_context import CR0_PE
 
 _VMCALL_BYTES = 3
+_ABI_64 = Abi.X86_64  # a member of an enumeration is looked up by a function each time
+_REGISTERS = struct.Struct("<11Q")
+"""The first of struct kvm_regs: RAX, RBX, RCX, RDX, RSI, RDI, RSP, RBP, R8, R9, R10."""
+_HYPERCALL_PORT, _BUT_SIZE = 1 | PORT << 16, 0xFFFF_00FF
+"""run.io's direction and port, for an `out` to PORT."""
 _EPERM = (1 << 64) - errno.EPERM
 _ENOSYS = (1 << 64) - errno.ENOSYS
 _RESET_RIP, _RESET_CS = 0xFFF0, 0xF000
@@ -75,9 +81,10 @@ class Exits:
         self._kvm = vcpu.kvm
         self._call = call
         run = self._kvm.run
+        self._port_words, self._words, self._modes = self._kvm.port, self._kvm.words, self._kvm.modes
         self._io, self._mmio, self._msr, self._hcall = run.io, run.mmio, run.msr, run.xen.u.hcall
         self._eoi = run.eoi
-        self._cs, self._ss = self._kvm.sregs.cs, self._kvm.sregs.ss
+        self._cs = self._kvm.sregs.cs
         self.handlers: dict[int, Callable[[], None]] = {
             Exit.IO: self._port,
             Exit.XEN: self._xen,
@@ -92,15 +99,14 @@ class Exits:
 
     def close(self) -> None:
         """Let go of the run area; the vCPU's thread has ended."""
-        self._io = self._mmio = self._msr = self._hcall = self._cs = self._ss = None
+        self._io = self._mmio = self._msr = self._hcall = self._cs = None
 
     def _port(self) -> None:
-        io = self._io
-        port = io.port
-        if port == PORT and io.direction:
+        if self._port_words[0] & _BUT_SIZE == _HYPERCALL_PORT:
             self._hypercall_by_port()
             return
-        size, offset = io.size, io.data_offset
+        io = self._io
+        port, size, offset = io.port, io.size, io.data_offset
         data = self._kvm.data(offset, size * io.count)
         for start in range(0, size * io.count, size):
             if io.direction:
@@ -153,30 +159,28 @@ class Exits:
     # ----------------------------------------------------------------------------------- hypercalls
 
     def _hypercall_by_port(self) -> None:
-        regs = self._kvm.regs
-        call = self._call
-        if self._ss.dpl:
+        call, words, modes = self._call, self._words, self._modes
+        if modes[SS_DPL]:
             self._host.refused_hypercall()
-            regs.rax = _EPERM
-        elif self._cs.l:
-            call.abi, call.number = Abi.X86_64, regs.rax & 0xFFFF_FFFF
-            call.args = (regs.rdi, regs.rsi, regs.rdx, regs.r10, regs.r8, regs.r9)
+            words[0] = _EPERM
+        elif modes[CS_L]:
+            rax, _, _, rdx, rsi, rdi, _, _, r8, r9, r10 = _REGISTERS.unpack_from(words)
+            call.abi, call.number, call.args = _ABI_64, rax & 0xFFFF_FFFF, (rdi, rsi, rdx, r10, r8, r9)
             result = self._answer(call, INSTRUCTION_BYTES)
             if result is None:
                 return
-            regs.rax = result & 0xFFFF_FFFF_FFFF_FFFF
+            words[0] = result & 0xFFFF_FFFF_FFFF_FFFF
         elif self._kvm.sregs.cr0 & CR0_PE:
             low = 0xFFFF_FFFF
-            call.abi, call.number = Abi.X86_32, regs.rax & low
-            call.args = (
-                regs.rbx & low, regs.rcx & low, regs.rdx & low, regs.rsi & low, regs.rdi & low, regs.rbp & low,
-            )  # fmt: skip
+            rax, rbx, rcx, rdx, rsi, rdi, _, rbp, *_ = _REGISTERS.unpack_from(words)
+            call.abi, call.number = Abi.X86_32, rax & low
+            call.args = (rbx & low, rcx & low, rdx & low, rsi & low, rdi & low, rbp & low)
             result = self._answer(call, INSTRUCTION_BYTES)
             if result is None:
                 return
-            regs.rax = result & low
+            words[0] = result & low
         else:
-            regs.rax = _ENOSYS  # real mode has no hypercalls
+            words[0] = _ENOSYS  # real mode has no hypercalls
         self._kvm.regs_changed()
 
     def _xen(self) -> None:

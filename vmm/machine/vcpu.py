@@ -32,6 +32,7 @@ VCPU_TIME_OFFSET = 32
 REQUEST_CHECK_S = 0.2
 LONGEST_WAIT_S = 1e6
 _OF_FAULTS = {signal.SIGSEGV, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGABRT}
+_UP = VcpuPhase.UP  # a member of an enumeration is looked up by a function each time
 _RFLAGS_IF = 1 << 9
 Answer = TypeVar("Answer")
 
@@ -213,7 +214,7 @@ class Vcpu:
                     self._stirred.clear()
                     continue
                 reason = kvm.enter()
-                if life.phase is not VcpuPhase.UP and reason >= 0 and life.take(Step.SIPI) is not None:
+                if life.phase is not _UP and reason >= 0 and life.take(Step.SIPI) is not None:
                     self.clock.choose_timekeeper()  # an application processor that got its start-up interrupt
                 handler = self._exits.get(reason)
                 if handler is None:

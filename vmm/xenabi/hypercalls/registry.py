@@ -135,33 +135,6 @@ def name_of(number: int, args: tuple[int, ...]) -> str:
     return f"{base}.{args[0] & group.mask}" if isinstance(group, Suboperations) else base
 
 
-def _invoke(call: Call) -> HypercallOutcome:
-    if call.number in PRIVILEGED and not call.domain.privileged:
-        raise XenError(errno.EPERM)
-    found = TABLE.get(call.number)
-    if type(found) is Suboperations:
-        entry = found.entries.get(call.args[0] & found.mask)
-        if entry is None:
-            call.domain.unknown_hypercalls[name_of(call.number, call.args)] += 1
-            raise XenError(found.unknown)
-    elif type(found) is Controls:
-        return _control(call, found)
-    elif found is None:
-        call.domain.unknown_hypercalls[name_of(call.number, call.args)] += 1
-        raise XenError(errno.ENOSYS)
-    else:
-        entry = cast(Entry, found)
-    if entry.arg is None:
-        return entry.handler(call) or 0
-    address = call.args[entry.at]
-    operand: Any = entry.arg.unpack(call.vcpu.read_virtual(address, entry.arg.sizeof(call.abi)), call.abi)
-    call.operand = operand
-    result = entry.handler(call, operand) or 0
-    if entry.out:
-        call.vcpu.write_virtual(address, operand.pack(call.abi))
-    return result
-
-
 def unfold(call: Call) -> None:
     """Read the header of a call that has its command in memory, so that the call can be named.
 
@@ -199,6 +172,29 @@ def _control(call: Call, group: Controls) -> HypercallOutcome:
 def dispatch(call: Call) -> HypercallOutcome:
     """Carry out one hypercall: what goes to RAX, as a signed number, or what has to be done before that is known."""
     try:
-        return _invoke(call)
+        if call.number in PRIVILEGED and not call.domain.privileged:
+            raise XenError(errno.EPERM)
+        found = TABLE.get(call.number)
+        if type(found) is Suboperations:
+            entry = found.entries.get(call.args[0] & found.mask)
+            if entry is None:
+                call.domain.unknown_hypercalls[name_of(call.number, call.args)] += 1
+                raise XenError(found.unknown)
+        elif type(found) is Controls:
+            return _control(call, found)
+        elif found is None:
+            call.domain.unknown_hypercalls[name_of(call.number, call.args)] += 1
+            raise XenError(errno.ENOSYS)
+        else:
+            entry = cast(Entry, found)
+        if entry.arg is None:
+            return entry.handler(call) or 0
+        address = call.args[entry.at]
+        operand: Any = entry.arg.unpack(call.vcpu.read_virtual(address, entry.arg.sizeof(call.abi)), call.abi)
+        call.operand = operand
+        result = entry.handler(call, operand) or 0
+        if entry.out:
+            call.vcpu.write_virtual(address, operand.pack(call.abi))
+        return result
     except XenError as error:
         return -error.code
