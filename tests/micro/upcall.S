@@ -116,20 +116,28 @@ now:
 	movq runstate + 8, %rax
 	ret
 
-/* Wait for the handler to have run: some 20e9 cycles, seconds on any CPU. */
+/* Wait for the handler to have run, for some 8 s of system time, which is looked at every 2^27 cycles. */
 wait_for_upcall:
-	call cycles
-	movabsq $20000000000, %rbx
-	addq %rax, %rbx
-1:	cmpq $0, seen
-	jne 2f
+	movq $0, since
+1:	call cycles
+	leaq 0x8000000(%rax), %rbx
+2:	cmpq $0, seen
+	jne 3f
 	pause
 	call cycles
 	cmpq %rbx, %rax
+	jb 2b
+	call now
+	cmpq $0, since
+	jne 4f
+	movq %rax, since
+4:	subq since, %rax
+	movabsq $8000000000, %rcx
+	cmpq %rcx, %rax
 	jb 1b
 	say "FAIL no upcall came\n"
 	jmp power_off
-2:	movq $0, seen
+3:	movq $0, seen
 	ret
 
 cycles:
@@ -154,6 +162,7 @@ handler:
 	.section .data
 	.balign 8
 seen: .quad 0
+since: .quad 0
 port: .long 0, 0
 set_vector: .long 0, VECTOR
 callback: .short 0x7ff0, 0
