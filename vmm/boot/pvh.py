@@ -91,19 +91,17 @@ def load(memory: Memory, image: ElfImage, command_line: str, modules: list[Modul
     image.close()
     low_end = max((segment.end for segment in image.segments if segment.end <= memory.low_ram_bytes), default=0)
     placer = _Placer(max(low_end, 0x100000), memory.low_ram_bytes)
-    listed = b""
-    for module in modules:
-        gpa = placer.take(len(module.data), module.name)
-        memory.write(gpa, module.data)
-        text_gpa = 0
-        if module.command_line:
-            text_gpa = _put_text(memory, placer, module.command_line, f"the command line of {module.name}")
-        listed += HvmModlistEntry(paddr=gpa, size=len(module.data), cmdline_paddr=text_gpa).pack()
+    # Modules last: a 32-bit Linux reads the rest through page tables that reach some 2 MiB beyond itself.
     text_gpa = _put_text(memory, placer, command_line, "the kernel command line")
+    texts = [
+        _put_text(memory, placer, module.command_line, f"the command line of {module.name}") if module.command_line else 0
+        for module in modules
+    ]
     table = b"".join(
         HvmMemmapEntry(addr=entry.start, size=entry.size_bytes, type=entry.kind).pack() for entry in memory.map()
     )
-    info_gpa = placer.take(HvmStartInfo.sizeof() + len(listed) + len(table), "start_info")
+    list_bytes = len(modules) * HvmModlistEntry.sizeof()
+    info_gpa = placer.take(HvmStartInfo.sizeof() + list_bytes + len(table), "start_info")
     list_gpa = info_gpa + HvmStartInfo.sizeof()
     info = HvmStartInfo(
         magic=START_INFO_MAGIC,
@@ -113,9 +111,14 @@ def load(memory: Memory, image: ElfImage, command_line: str, modules: list[Modul
         modlist_paddr=list_gpa if modules else 0,
         cmdline_paddr=text_gpa,
         rsdp_paddr=rsdp,
-        memmap_paddr=list_gpa + len(listed),
+        memmap_paddr=list_gpa + list_bytes,
         memmap_entries=len(memory.map()),
     )
+    listed = b""
+    for module, module_text_gpa in zip(modules, texts, strict=True):
+        gpa = placer.take(len(module.data), module.name)
+        memory.write(gpa, module.data)
+        listed += HvmModlistEntry(paddr=gpa, size=len(module.data), cmdline_paddr=module_text_gpa).pack()
     memory.write(info_gpa, info.pack() + listed + table)
     return Entry(image.entry, info_gpa)
 

@@ -96,6 +96,19 @@ def test_start_info_leads_to_modules_command_line_and_map() -> None:
     assert [(row.addr, row.size, row.type) for row in found] == [tuple(row) for row in memory.map()]
 
 
+def test_what_a_kernel_reads_first_lies_next_to_it_however_long_the_modules_are() -> None:
+    memory = Memory()
+    image = ElfImage(elf([Load(0x100000, b"\xf4" * 5000, 9000)], note(0x100000)), "image")
+    modules = [pvh.Module(name, memoryview(bytes(100 << 10)), "text") for name in ("one", "two")]
+    entry = pvh.load(memory, image, "x", modules, rsdp=0)
+    info = HvmStartInfo.unpack(memory.view(entry.ebx, HvmStartInfo.sizeof()))
+    size = HvmModlistEntry.sizeof()
+    listed = [HvmModlistEntry.unpack(memory.view(info.modlist_paddr + n * size, size)) for n in range(2)]
+    read = [entry.ebx, info.cmdline_paddr, info.modlist_paddr, info.memmap_paddr, *(row.cmdline_paddr for row in listed)]
+    assert max(read) < min(row.paddr for row in listed)
+    assert max(read) < 0x100000 + 9000 + 0x10000
+
+
 def test_nothing_that_is_placed_overlaps_the_image() -> None:
     memory = Memory()
     image = ElfImage(elf([Load(0x100000, b"\xf4" * 5000, 9000)], note(0x100000)), "image")
