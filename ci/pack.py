@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterable, Iterator
+from importlib.util import cache_from_source
 from pathlib import Path
 
 from debian import CACHE, ROOT, FetchError, locked
@@ -39,6 +40,8 @@ def base() -> Path:
         for name, fields in packages.items():
             for file in _files(name, fields.get("Architecture", "")):
                 _copy(file, stage)
+                if file.suffix == ".py":  # whose byte code was made when the package was installed
+                    _copy(Path(cache_from_source(file)), stage)
         for link in _alternatives():
             _copy(link, stage)
         _copy_tree(Path("/etc"), stage, lambda path: False)
