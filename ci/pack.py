@@ -19,6 +19,9 @@ PACKAGES = (
     "python3", "python3-venv", "python3-libnbd", "gcc", "gdb", "libc6-dev", "linux-libc-dev", "libxen-dev",
     "busybox-static", "xenstore-utils", "passt", "diod", "qemu-utils", "iproute2", "fio", "iperf3", "e2fsprogs",
     "dmsetup", "procps", "acpica-tools",
+    # What the cache's QEMU, which is compared with, is linked with.
+    "libaio1", "libbpf1", "libfuse3-3", "libgnutls30", "libglib2.0-0", "libibverbs1", "libjpeg62-turbo", "libnuma1",
+    "libpixman-1-0", "libpmem1", "libpng16-16", "librdmacm1", "libsasl2-2", "libseccomp2", "libudev1", "liburing2",
 )  # fmt: skip
 """What a job may run, beside what every Debian has; as far as it is installed here."""
 LEFT_OUT = re.compile(r"^(apt|bochs|images|locks|l1-|rootfs)|\.(partial|debs)$")
