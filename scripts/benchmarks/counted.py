@@ -18,7 +18,7 @@ HEX_LINE = re.compile(r"^[0-9a-f]{16}$", re.MULTILINE)
 RESULT_LINE = re.compile(r"^RESULT (\S+) ([\d.]+)\s*$", re.MULTILINE)
 FIRST_LINE = re.compile(r"^first (\d+)$", re.MULTILINE)
 
-TIMEOUT_S = 15
+TIMEOUT_S = 6
 """Of L1's time, for a command."""
 
 
