@@ -41,6 +41,13 @@ def qemu_xen(initrd: Path, *options: str, memory_mib: int = MEMORY_MIB) -> Monit
     return Monitor("QEMU's Xen emulation", [*command, "-device", "xen-console,chardev=console", *options], environment)
 
 
+def qemu_kvm(initrd: Path, *options: str, memory_mib: int = MEMORY_MIB) -> Monitor:
+    """QEMU 10's PC: plain KVM, entered by its boot loader's protocol, without Xen."""
+    command, environment = _qemu(initrd, memory_mib)
+    command += ["-M", "pc", "-accel", "kvm", "-kernel", str(kernel()), "-append", "console=ttyS0 quiet"]
+    return Monitor("QEMU on plain KVM", [*command, "-serial", "chardev:console", *options], environment)
+
+
 def qemu_microvm(initrd: Path, *options: str, memory_mib: int = MEMORY_MIB) -> Monitor:
     """QEMU 10's microvm: plain KVM, entered by PVH, without Xen."""
     command, environment = _qemu(initrd, memory_mib)
