@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from select import select
 
+import pytest
+
 from tests.commands import one_sentence, pyvmm, started
 
 Build = Callable[[str], Path]
@@ -40,6 +42,9 @@ def until(happened: Callable[[], bool], process: subprocess.Popen[str]) -> None:
         time.sleep(0.01)
 
 
+@pytest.mark.skipif(
+    os.cpu_count() == 1, reason="needs two CPUs: on one, dom0 has rebooted each time before the guest beside it could run"
+)
 def test_its_console_is_a_socket_that_outlives_dom0s_restarts(build: Build, system: object, tmp_path: Path) -> None:
     place, file = tmp_path / "console", tmp_path / "domu"
     file.write_text(f"{build('sleeper')} --console unix:{place} --serial file:{tmp_path}/serial --name other")
