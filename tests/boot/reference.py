@@ -37,11 +37,16 @@ _STAMP = re.compile(r"^\[ *\d+\.\d+\] ")
 _INTERRUPT = re.compile(r"^ *(\w+): +\d+ +(.*)$")
 
 
+_SLOW_HOST = "hrtimer: interrupt took"
+
+
 def normal(text: str) -> list[str]:
     """The lines that tell of the platform, with N for the numbers that belong to the machine; sections keep their names."""
     section = "log"
     found = []
     for line in map(str.strip, _STAMP.sub("", text.replace("\r", ""), count=0).splitlines()):
+        if _SLOW_HOST in line:  # printed into whatever is printed then
+            continue
         if line.startswith("== "):
             section = line[3:]
         else:
