@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import tests.properties  # noqa: F401
 from vmm.kvm import EventTable, HostMemory, System, VmFd, allow_kicks
 from vmm.kvm._native import ffi, lib
 from vmm.kvm.vcpu import KICK_SIGNAL
