@@ -1,10 +1,10 @@
 """What subjects have in common whose guests measure by themselves: an initramfs, its results, their comparison."""
 
-import re
 import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
+from scripts.benchmarks.counted import RESULT_LINE
 from scripts.benchmarks.monitors import Monitor, kernel
 from scripts.benchmarks.table import Row
 from vmm.boot.initramfs import busybox_initramfs
@@ -13,7 +13,6 @@ from vmm.xenabi.constants import PAGE_BYTES
 
 HERE = Path(__file__).parent
 TIMEOUT_S = 300
-RESULT = re.compile(r"^RESULT (\S+) ([\d.]+)\s*$", re.MULTILINE)
 
 
 def compiled(name: str, folder: Path) -> Path:
@@ -61,7 +60,7 @@ def results(monitor: Monitor) -> dict[str, float]:
         monitor.command, env=monitor.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
         timeout=TIMEOUT_S, check=False,
     )  # fmt: skip
-    found = {name: float(value) for name, value in RESULT.findall(done.stdout)}
+    found = {name: float(value) for name, value in RESULT_LINE.findall(done.stdout)}
     if not found:
         raise SystemExit(f"{monitor.name} measured nothing: {done.stdout[-1000:]}{done.stderr[-1000:]}")
     return found

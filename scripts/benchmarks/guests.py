@@ -1,10 +1,10 @@
 """The micro-guests that benchmarks run: assembling them, waiting for them, reading what they print."""
 
-import re
 import subprocess
 import time
 from pathlib import Path
 
+from scripts.benchmarks.counted import HEX_LINE
 from tests.guests import Transcript
 from vmm.machine.domain import Domain
 
@@ -35,4 +35,4 @@ def printed_us(transcript: Transcript, khz: int) -> list[float]:
     """Microseconds from the TSC cycles that a guest prints, a line each, once it has ended well; SystemExit."""
     if "PASS" not in transcript.text:
         raise SystemExit(f"the guest did not come to its end: {transcript.text}")
-    return [int(line, 16) / khz * 1e3 for line in transcript.text.splitlines() if re.fullmatch("[0-9a-f]{16}", line)]
+    return [int(line, 16) / khz * 1e3 for line in HEX_LINE.findall(transcript.text)]

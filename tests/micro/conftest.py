@@ -1,5 +1,6 @@
 """A machine of a few bytes of code, for tests of KVM itself."""
 
+import struct
 from collections.abc import Iterator
 
 import pytest
@@ -8,6 +9,7 @@ from vmm.kvm import HostMemory, MpState, SlotFlag, System, VcpuFd, VmFd, allow_k
 
 CODE = 0x1000
 RAM_BYTES = 1 << 20
+HANDLER, GDT, IDT = 0x3000, 0x4000, 0x5000
 
 
 class Machine:
@@ -42,6 +44,18 @@ class Machine:
         vcpu.set_regs(regs)
         vcpu.set_mp_state(MpState.RUNNABLE)
         return vcpu
+
+    def with_gates(self, vcpu: VcpuFd, handler: bytes, *vectors: int) -> None:
+        """All these vectors lead to a handler; selector 8 is flat code, and 16 flat data."""
+        self.ram.view[HANDLER : HANDLER + len(handler)] = handler
+        descriptors = bytes.fromhex("0000000000000000 ffff0000009bcf00 ffff00000093cf00")
+        self.ram.view[GDT : GDT + len(descriptors)] = descriptors
+        for vector in vectors:
+            self.ram.view[IDT + 8 * vector : IDT + 8 * vector + 8] = struct.pack("<HHHH", HANDLER, 8, 0x8E00, 0)
+        sregs = vcpu.get_sregs()
+        sregs.idt.base, sregs.idt.limit = IDT, 0x7FF
+        sregs.gdt.base, sregs.gdt.limit = GDT, len(descriptors) - 1
+        vcpu.set_sregs(sregs)
 
     def close(self) -> None:
         for vcpu in self.vcpus:

@@ -182,15 +182,7 @@ def test_irqfd_interrupts_the_guest(machine: Machine) -> None:
     # LAPIC on by its memory-mapped registers, interrupts on, wait; the gate of vector 0x40 leads to an out.
     code = b"\xc7\x05\xf0\x00\xe0\xfe\xff\x01\x00\x00" + b"\xfb" + b"\xf4" + b"\xeb\xfd"
     vcpu = machine.vcpu(code)
-    handler = 0x3000
-    machine.ram.view[handler : handler + 2] = OUT_AX
-    machine.ram.view[0x4000:0x4010] = bytes.fromhex("0000000000000000ffff0000009bcf00")
-    gate = (handler & 0xFFFF).to_bytes(2, "little") + b"\x08\x00\x00\x8e" + (handler >> 16).to_bytes(2, "little")
-    machine.ram.view[0x5000 + 0x40 * 8 : 0x5000 + 0x41 * 8] = gate
-    sregs = vcpu.get_sregs()
-    sregs.idt.base, sregs.idt.limit = 0x5000, 0x7FF
-    sregs.gdt.base, sregs.gdt.limit = 0x4000, 0xF
-    vcpu.set_sregs(sregs)
+    machine.with_gates(vcpu, OUT_AX, 0x40)
     timer = threading.Timer(0.2, lambda: os.eventfd_write(line, 1))
     timer.start()
     stopper = threading.Timer(10, vcpu.kick)

@@ -1,6 +1,5 @@
 """What kvm_intel and kvm_amd do by different means, and pyvmm takes to be one: exits, windows, steps, refused entries."""
 
-import struct
 from pathlib import Path
 
 import pytest
@@ -12,7 +11,6 @@ from vmm.machine.exits import refused_entry
 
 OUT, OUT_OF_HANDLER = b"\xe7\x42", b"\xe7\x43"  # out %eax, $PORT
 PORT, HANDLERS_PORT = 0x42, 0x43
-HANDLER, GDT, IDT = 0x3000, 0x4000, 0x5000
 NMI, VECTOR = 2, 0x40
 DATA_SELECTOR = 0x10
 NOWHERE = 0x8000_0000  # no RAM, and no device of KVM's
@@ -23,19 +21,6 @@ hardware = pytest.mark.skipif(
 )
 
 
-def with_gates(machine: Machine, vcpu: VcpuFd, handler: bytes) -> None:
-    """Both vectors lead to a handler."""
-    machine.ram.view[HANDLER : HANDLER + len(handler)] = handler
-    descriptors = bytes.fromhex("0000000000000000 ffff0000009bcf00 ffff00000093cf00")
-    machine.ram.view[GDT : GDT + len(descriptors)] = descriptors
-    for vector in (NMI, VECTOR):
-        machine.ram.view[IDT + 8 * vector : IDT + 8 * vector + 8] = struct.pack("<HHHH", HANDLER, 8, 0x8E00, 0)
-    sregs = vcpu.get_sregs()
-    sregs.idt.base, sregs.idt.limit = IDT, 0x7FF
-    sregs.gdt.base, sregs.gdt.limit = GDT, len(descriptors) - 1
-    vcpu.set_sregs(sregs)
-
-
 def next_port(vcpu: VcpuFd) -> int:
     assert vcpu.enter() == Exit.IO
     return int(vcpu.run.io.port)
@@ -44,7 +29,7 @@ def next_port(vcpu: VcpuFd) -> int:
 @hardware
 def test_an_nmi_in_an_nmis_handler_waits_for_its_iret(machine: Machine) -> None:
     vcpu = machine.vcpu(OUT + NOP + OUT)
-    with_gates(machine, vcpu, OUT_OF_HANDLER + NOP + OUT_OF_HANDLER + IRET)
+    machine.with_gates(vcpu, OUT_OF_HANDLER + NOP + OUT_OF_HANDLER + IRET, NMI, VECTOR)
     assert next_port(vcpu) == PORT
     vcpu.nmi()
     assert next_port(vcpu) == HANDLERS_PORT
@@ -59,7 +44,7 @@ def test_an_nmi_in_an_nmis_handler_waits_for_its_iret(machine: Machine) -> None:
 @hardware
 def test_an_interrupt_waits_for_its_window_and_not_in_stis_shadow(machine: Machine) -> None:
     vcpu = machine.vcpu(OUT + OUT + STI + CLI + OUT + STI + NOP + OUT)
-    with_gates(machine, vcpu, OUT_OF_HANDLER + IRET)
+    machine.with_gates(vcpu, OUT_OF_HANDLER + IRET, NMI, VECTOR)
     assert next_port(vcpu) == PORT
     vcpu.open_lint0()
     assert vcpu.interrupt(VECTOR)
@@ -73,7 +58,7 @@ def test_an_interrupt_waits_for_its_window_and_not_in_stis_shadow(machine: Machi
 def test_steps_stop_behind_each_instruction_that_kvm_emulates_too_but_not_in_mov_sss_shadow(machine: Machine) -> None:
     load_ss, cpuid = b"\x8e\xd0", b"\x0f\xa2"
     vcpu = machine.vcpu(NOP + load_ss + NOP + cpuid + NOP)
-    with_gates(machine, vcpu, NOP)
+    machine.with_gates(vcpu, NOP, NMI, VECTOR)
     regs = vcpu.get_regs()
     regs.rax = DATA_SELECTOR
     vcpu.set_regs(regs)
