@@ -297,13 +297,13 @@ def _bytes(text: str) -> int:
 def run(options: argparse.Namespace, folder: Path) -> int:
     """The job, in an L1 whose files are in `folder`: its exit status."""
     deadline = time.monotonic() + options.timeout
-    memory_bytes = _bytes(options.memory or MEMORY)
+    memory_bytes, mips = _bytes(options.memory or MEMORY), options.mips or MIPS
     command, environment, share = bochs()
     kernel = Kernel(options.kernel + "-generic").fetch()
     out = Path(options.out).resolve() if options.out else None
     compile_ahead(options.command)
     write_job(folder, options.command, out)
-    rom, head = loaded(kernel, memory_bytes, options.mips)
+    rom, head = loaded(kernel, memory_bytes, mips)
     (folder / "rom").write_bytes(rom)
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
@@ -314,9 +314,7 @@ def run(options: argparse.Namespace, folder: Path) -> int:
     line, line_far = os.openpty()
     tty.setraw(line)
     (folder / "bochsrc").write_text(
-        configuration(
-            folder, share, memory_bytes, options.smp or SMP, options.mips, os.ttyname(line_far), out=out is not None
-        )
+        configuration(folder, share, memory_bytes, options.smp or SMP, mips, os.ttyname(line_far), out=out is not None)
     )
     screen, screen_far = os.openpty()
     machine = subprocess.Popen(
