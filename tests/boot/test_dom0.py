@@ -21,6 +21,8 @@ from vmm.kvm import System, XenFlag
 from vmm.xenabi.constants import ShutdownReason
 
 TIMEOUT_S = 480
+BOOT_S = 1500
+"""A whole distribution's, where another L1 and a slow host share the time."""
 VCHAN_BYTES, VCHAN_ROUNDS = 1 << 20, 50
 
 # Each command, and what it has to print: facts that pyvmm was given, or has from the machine.
@@ -115,7 +117,7 @@ def test_debian_boots_from_its_disk_as_dom0_with_two_vcpus_and_powers_off(
     image, folder = generic
     options = ("--dom0", "--modules", folder, "-m", "1G", "-c", 2, "--disk", disk, "--net", "tap", "--xenstore", "internal")
     with session(image, *options, name="dom0", append="root=/dev/vda rw") as guest:
-        guest.expect("debian-12 login: ", TIMEOUT_S)
+        guest.expect("debian-12 login: ", BOOT_S)
         guest.type("root\n")
         guest.expect(r"# ")
         guest.type("exec sh\n")  # no line editing
@@ -147,6 +149,8 @@ def test_the_power_button_reaches_dom0s_kernel(generic: tuple[Path, Path], syste
 
 # ------------------------------------------------------------------------------------- a guest beside it
 
+IDLE = "until xl list | grep -q '^beside .* -b----'; do sleep 0.2; done"  # it has booted, and waits
+
 # 1,024 pages of the guest's kernel, mapped by privcmd as Xen's tools do it: its banner is another than dom0's own.
 FOREIGN = r"""
 python3 -c "
@@ -177,7 +181,7 @@ def test_dom0s_xenstored_serves_a_guest_beside_it_and_a_vchan_carries_data_betwe
         tmp_path,
         bytes_sent=VCHAN_BYTES,
         rounds=VCHAN_ROUNDS,
-        before=f"xl list{FOREIGN}",
+        before=f"{IDLE}\nxl list{FOREIGN}",
         timeout_s=TIMEOUT_S,
     )
     print(done.dom0, done.guest)

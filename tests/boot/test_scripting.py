@@ -179,7 +179,7 @@ def test_the_plugin_boots_guests_and_shows_a_failing_ones_console_and_trace(
     assert re.search(r"1 failed, (3 passed|2 passed, 1 skipped) in", done.stdout), done.stdout + done.stderr
     assert "console of guest 0" in done.stdout
     assert "Hypervisor detected: Xen HVM" in done.stdout
-    assert re.search(r"d1v0 +event_channel_op.send\(port=\d+\) = 0", done.stdout)
+    assert re.search(r"^ +[\d.]+ d1v0 +\w+\.\w+\(\w+=.*\) = 0", done.stdout, re.MULTILINE)  # the last lines of its trace
     assert "SKIPPED" not in done.stdout or "built without CONFIG_KVM_XEN" in done.stdout
 
 
