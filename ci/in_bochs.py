@@ -28,7 +28,7 @@ from pathlib import Path
 
 import pack
 from debian import CACHE, FetchError, Kernel, Suite, unpack_once
-from l1 import HERE, KERNEL_COMMAND_LINE, TIMED_OUT, boot_files, compile_ahead, explain, mended_copy, write_job
+from l1 import HERE, KERNEL_COMMAND_LINE, PROGRAM, TIMED_OUT, boot_files, compile_ahead, explain, mended_copy, write_job
 
 from vmm.boot import pvh
 from vmm.boot.elf import ElfImage
@@ -332,7 +332,7 @@ def run(options: argparse.Namespace, folder: Path) -> int:
             if not channel.poll():
                 time.sleep(POLL_S)
             if time.monotonic() > deadline:
-                print(f"ci/nested: stopped after {options.timeout:g} s", file=sys.stderr)
+                print(f"{PROGRAM}: stopped after {options.timeout:g} s", file=sys.stderr)
                 return TIMED_OUT
         while channel.poll():
             pass
@@ -343,7 +343,9 @@ def run(options: argparse.Namespace, folder: Path) -> int:
             termios.tcsetattr(0, termios.TCSADRAIN, before)
         if out is not None:
             pack.unpack(folder / "outdisk", out)
-    return channel.status if channel.status is not None else explain(options, (folder / "log", folder / "console"))
+    if channel.status is not None:
+        return channel.status
+    return explain(f"L1 (Linux {options.kernel})", (folder / "log", folder / "console"))
 
 
 def _drain(screen: int) -> None:

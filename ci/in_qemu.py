@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from debian import CACHE, Kernel, Suite, unpack_once
-from l1 import KERNEL_COMMAND_LINE, TIMED_OUT, boot_files, compile_ahead, explain, mended_copy, pump, write_job
+from l1 import KERNEL_COMMAND_LINE, PROGRAM, TIMED_OUT, boot_files, compile_ahead, explain, mended_copy, pump, write_job
 
 MODULES = (
     "virtio_pci", "9pnet_virtio", "9p", "virtio_console", "overlay", "tun", "bridge", "loop", "dm-mod",
@@ -56,10 +56,20 @@ def mended(program: bytes) -> bytes | None:
 
 
 def qemu() -> tuple[list[str], dict[str, str]]:
-    """The command and environment of QEMU, unpacked in the cache."""
-    suite = Suite("bookworm-backports")
-    folder = unpack_once(CACHE / "qemu", lambda target: suite.unpack(suite.with_dependencies("qemu-system-x86"), target))
+    """The command and environment of QEMU 10, mended, in the cache."""
+    folder = unpacked_qemu("bookworm-backports", "qemu")
     program = mended_copy(folder / "usr/bin/qemu-system-x86_64", mended, "guests in L1 may hang")
+    return qemu_command(folder, program)
+
+
+def unpacked_qemu(suite_name: str, place: str) -> Path:
+    """The folder in the cache with a suite's QEMU."""
+    suite = Suite(suite_name)
+    return unpack_once(CACHE / place, lambda target: suite.unpack(suite.with_dependencies("qemu-system-x86"), target))
+
+
+def qemu_command(folder: Path, program: Path) -> tuple[list[str], dict[str, str]]:
+    """The command and environment of a QEMU that is unpacked in a folder."""
     libraries = f"{folder}/usr/lib/x86_64-linux-gnu:{folder}/lib/x86_64-linux-gnu"
     environment = dict(os.environ, LD_LIBRARY_PATH=libraries, QEMU_MODULE_DIR=f"{folder}/usr/lib/x86_64-linux-gnu/qemu")
     return [str(program), "-L", f"{folder}/usr/share/qemu", "-L", f"{folder}/usr/share/seabios"], environment
@@ -103,11 +113,7 @@ def run(options: argparse.Namespace, folder: Path) -> int:
     """The job, in an L1 whose files are in `folder`: its exit status."""
     kernel = Kernel(options.kernel + "-generic").fetch()  # the cloud flavours have no 9p
     files = boot_files(kernel, MODULES, {})
-    out = Path(options.out).resolve() if options.out else None
-    if out is not None:
-        out.mkdir(parents=True, exist_ok=True)
     compile_ahead(options.command)
-    write_job(folder, options.command, out)
     # One thread for all CPUs: with one each, QEMU 10 still crashes guests once two CPUs are in nested guests at a time.
     accelerate = (
         ["-accel", "kvm", "-cpu", "host"]
@@ -115,20 +121,45 @@ def run(options: argparse.Namespace, folder: Path) -> int:
         else ["-accel", "tcg,thread=single", "-cpu", ",".join([CPU, *options.cpu_flags])]
     )
     command, environment = qemu()
+    command += [
+        "-M", "q35,smm=off,usb=off,vmport=off", *accelerate, "-smp", str(options.smp or SMP),
+        "-m", options.memory or MEMORY,
+        "-kernel", str(files / "kernel"), "-initrd", str(files / "initramfs"),
+        "-append", f"{KERNEL_COMMAND_LINE} 8250.nr_uarts=1",
+    ]  # fmt: skip
+    return carry_out(options, folder, f"L1 (Linux {options.kernel})", command, environment)
+
+
+def carry_out(
+    options: argparse.Namespace,
+    folder: Path,
+    name: str,
+    command: list[str],
+    environment: dict[str, str],
+    over: Path | None = None,
+    device: str = "",
+) -> int:
+    """Run QEMU, whose Linux runs the job over this machine's file system, with its streams: the job's exit status.
+
+    `options` has command, out, timeout and tty; `over` is a folder for l1-init to lay over the root; `device` is added to
+    each virtio device's options.
+    """
+    out = Path(options.out).resolve() if options.out else None
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+    write_job(folder, options.command, out)
     stdout, stderr = os.pipe(), os.pipe()
     stdin, stdin_far = socket.socketpair()
     shares = {"root": ("/", ",readonly=on"), "job": (str(folder), "")}
     if out is not None:
         shares["out"] = (str(out), "")
-    command += [
-        "-M", "q35,smm=off,usb=off,vmport=off", *accelerate, "-smp", str(options.smp or SMP),
-        "-m", options.memory or MEMORY,
-        "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-        "-kernel", str(files / "kernel"), "-initrd", str(files / "initramfs"),
-        "-append", f"{KERNEL_COMMAND_LINE} 8250.nr_uarts=1",
+    if over is not None:
+        shares["over"] = (str(over), ",readonly=on")
+    command = [
+        *command, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
         "-serial", f"file:{folder}/console",
-        "-device", "virtio-rng-pci",
-        "-device", "virtio-serial-pci",
+        "-device", f"virtio-rng-pci{device}",
+        "-device", f"virtio-serial-pci{device}",
         "-chardev", f"socket,id=stdin,fd={stdin_far.fileno()}",
         "-chardev", f"file,id=stdout,path=/dev/fd/{stdout[1]}",
         "-chardev", f"file,id=stderr,path=/dev/fd/{stderr[1]}",
@@ -137,7 +168,7 @@ def run(options: argparse.Namespace, folder: Path) -> int:
         command += ["-device", f"virtserialport,chardev={stream},name={stream}"]
     for tag, (path, flags) in shares.items():
         command += ["-fsdev", f"local,id={tag},path={path},security_model=none,multidevs=remap{flags}"]
-        command += ["-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}"]
+        command += ["-device", f"virtio-9p-pci,fsdev={tag},mount_tag={tag}{device}"]
     inherited = (stdin_far.fileno(), stdout[1], stderr[1])
     machine = subprocess.Popen(
         command, env=environment, pass_fds=inherited, stdin=subprocess.DEVNULL,
@@ -154,7 +185,7 @@ def run(options: argparse.Namespace, folder: Path) -> int:
     try:
         machine.wait(options.timeout)
     except subprocess.TimeoutExpired:
-        print(f"ci/nested: stopped after {options.timeout:g} s", file=sys.stderr)
+        print(f"{PROGRAM}: stopped after {options.timeout:g} s", file=sys.stderr)
         return TIMED_OUT
     finally:
         machine.kill()
@@ -166,4 +197,4 @@ def run(options: argparse.Namespace, folder: Path) -> int:
     status = folder / "status"
     if status.exists() and status.read_text().strip():
         return int(status.read_text())
-    return explain(options, (folder / "qemu", folder / "console"))
+    return explain(name, (folder / "qemu", folder / "console"))

@@ -1,6 +1,5 @@
 """What an L1 is made of, whichever machine it runs in: its kernel and initramfs, its job, and the streams to and fro."""
 
-import argparse
 import hashlib
 import os
 import shlex
@@ -23,6 +22,8 @@ KERNEL_COMMAND_LINE = (
 )
 FAILED_L1 = 125
 TIMED_OUT = 124
+PROGRAM = f"ci/{Path(sys.argv[0]).name}"
+"""Who speaks."""
 
 
 def boot_files(kernel: Kernel, modules: Iterable[str], arguments: dict[str, str]) -> Path:
@@ -68,7 +69,7 @@ def mended_copy(original: Path, mend: Callable[[bytes], bytes | None], risk: str
         program = original.read_bytes()
         found = mend(program)
         if found is None:
-            print(f"ci/nested: the place to mend was not found in {original.name}; {risk}", file=sys.stderr)
+            print(f"{PROGRAM}: the place to mend was not found in {original.name}; {risk}", file=sys.stderr)
         (folder / original.name).write_bytes(found or program)
         (folder / original.name).chmod(0o755)
 
@@ -118,9 +119,9 @@ def pump(source: int, target: int) -> threading.Thread:
     return thread
 
 
-def explain(options: argparse.Namespace, logs: Iterable[Path]) -> int:
-    """L1 ended without the job's status: say so, and how its logs end."""
-    print(f"ci/nested: L1 (Linux {options.kernel}) ended without running the command to its end", file=sys.stderr)
+def explain(machine: str, logs: Iterable[Path]) -> int:
+    """The machine ended without the job's status: say so, and how its logs end."""
+    print(f"{PROGRAM}: {machine} ended without running the command to its end", file=sys.stderr)
     for log in logs:
         if log.exists():
             for line in log.read_text(errors="replace").splitlines()[-30:]:
