@@ -57,7 +57,7 @@ def environment() -> Path:
     trees = [ROOT / ".venv"]
     if CACHE.exists():
         for entry in sorted(CACHE.iterdir()):
-            if not LEFT_OUT.search(entry.name):
+            if entry.is_dir() and not LEFT_OUT.search(entry.name):
                 trees.append(entry)
 
     def left_out(path: Path) -> bool:

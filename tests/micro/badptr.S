@@ -102,7 +102,7 @@ calls:
 	try EVENT_CHANNEL_OP, 1, 8
 	try EVENT_CHANNEL_OP, 1, 9
 	try EVENT_CHANNEL_OP, 1, 10
-	try GRANT_TABLE_OP, 1, 6
+	try GRANT_TABLE_OP, 1, 6, 0, 1
 	try GRANT_TABLE_OP, 1, 8
 	try GRANT_TABLE_OP, 1, 10
 	try VCPU_OP, 2, 4

@@ -155,7 +155,7 @@ def test_limits_are_the_shapes(hypervisor: Hypervisor) -> None:
         Shape("small", RAM_BYTES, vcpus=3, event_ports=32, grant_frames=2, maptrack_entries=5), Transport.PAGE
     )
     assert (len(domain.vcpus), domain.events.limit, domain.grants.max_frames) == (3, 32, 2)
-    assert domain.memory.maximum_pages == RAM_BYTES // PAGE_BYTES
+    assert domain.memory.maximum_pages == RAM_BYTES // PAGE_BYTES + guest_memory.SLACK_PAGES
     assert not domain.memory.populate(Gfn(1 << 40))
 
 

@@ -75,7 +75,7 @@ def test_a_foreign_page_is_the_same_page_in_both(two: Two) -> None:
     mine.page(PLACE)[:5] = b"world"
     assert bytes(theirs.page(SOURCE)[:5]) == b"world"
     assert mine.unmap_foreign(PLACE)
-    assert bytes(mine.page(PLACE)[:5]) == bytes(5)
+    assert not mine.has_page(PLACE)
     assert bytes(theirs.page(SOURCE)[:5]) == b"world"
     assert not mine.unmap_foreign(PLACE)
 
@@ -97,7 +97,7 @@ def test_no_page_of_a_destroyed_domain_stays_mapped(two: Two) -> None:
     assert mine.shown_foreign == 64
     two.hypervisor.destroy(two.guest)
     assert mine.shown_foreign == 0
-    assert all(bytes(mine.page(Gfn(PLACE + number))) == bytes(PAGE_BYTES) for number in range(64))
+    assert not any(mine.has_page(Gfn(PLACE + number)) for number in range(64))
     assert not [
         line for line in Path("/proc/self/maps").read_text().splitlines() if "memfd:pyvmm-guest" in line and _is_lost(line)
     ]
@@ -123,10 +123,10 @@ def test_a_page_that_its_owner_gives_up_is_gone_for_the_other_too(two: Two, how:
         assert theirs.release(SOURCE)
     else:
         theirs.remove_page(SOURCE)
-    assert bytes(mine.page(PLACE)[:4]) == bytes(4)
+    assert not mine.has_page(PLACE)
     theirs.populate(SOURCE)
     theirs.page(SOURCE)[:4] = b"new!"
-    assert bytes(mine.page(PLACE)[:4]) == bytes(4)
+    assert not mine.has_page(PLACE)
 
 
 def test_absent_ballooned_foreign_and_xens_own_pages_cannot_be_mapped(two: Two) -> None:

@@ -131,6 +131,10 @@ class Vcpu:
     def write_virtual(self, address: int, data: bytes) -> None:
         self.memory.write(self._offset(address, len(data)), data)
 
+    @property
+    def initialised(self) -> bool:
+        return self.context is not None
+
     def initialise(self, context: VcpuContext) -> None:
         if self.context is not None:
             raise XenError(errno.EEXIST)
@@ -187,7 +191,7 @@ class Vcpu:
 class Memory:
     """An address space that only remembers what was placed."""
 
-    pages = maximum_pages = 65536
+    pages, maximum_pages = 65536, 1 << 20
     maximum_gfn = Gfn(0xFFFF)
 
     def __init__(self) -> None:

@@ -27,6 +27,7 @@ from vmm.machine.parts import Callback
 from vmm.machine.platform import Board
 from vmm.machine.upcall import UpcallLine
 from vmm.machine.vcpu import Vcpu
+from vmm.machine.watchdog import Watchdogs
 from vmm.xenabi.constants import CALLBACK_TYPE_VECTOR, HYPERCALL_MSR, PAGE_BYTES, ShutdownReason
 from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.evtchn import EventChannels
@@ -138,7 +139,9 @@ class Domain:
         self._closing.append(self.board.close)
         self.ports, self.mmio = self.board.ports, self.board.mmio
         self._create_vcpus(system, gsis)
-        for timer in self.board.timers:
+        self.watchdogs = Watchdogs(lambda: self.shutdown(ShutdownReason.watchdog))
+        self._closing.append(self.watchdogs.close)
+        for timer in (*self.board.timers, *self.watchdogs.timers):
             self._timers.watch(timer.fd, timer.on_readable)
 
     def _create_vcpus(self, system: System, gsis: Gsis) -> None:
@@ -223,6 +226,10 @@ class Domain:
             self.crash("the guest's own kernel says that it crashed", self._current_vcpu())
         else:
             self._end(Outcome(reason))
+
+    def watchdog(self, number: int, timeout_s: int) -> int:
+        """SCHEDOP_watchdog: start, set or stop a timer that ends the domain."""
+        return self.watchdogs.set(number, timeout_s)
 
     def _current_vcpu(self) -> int | None:
         return next((vcpu.id for vcpu in self.vcpus if vcpu.is_own_thread()), None)

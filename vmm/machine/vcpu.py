@@ -71,6 +71,11 @@ class Vcpu:
         """Whether the guest uses it."""
         return self.life.phase is VcpuPhase.UP
 
+    @property
+    def initialised(self) -> bool:
+        """Whether it has a state to start in, or has started."""
+        return self.life.phase is not VcpuPhase.EMPTY
+
     def enter(self, context: VcpuContext) -> None:
         """Set the state that the guest starts in, and have it start there; before its thread has started."""
         load(self.kvm, context)

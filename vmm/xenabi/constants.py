@@ -120,6 +120,7 @@ class HvmParam(IntEnum):
     CONSOLE_EVTCHN = 18
     ACPI_IOPORTS_LOCATION = 19
     VM_GENERATION_ID_ADDR = 34
+    ALTP2M = 35
     X87_FIP_WIDTH = 36
     VM86_TSS_SIZED = 37
 
@@ -169,9 +170,6 @@ class Runstate(IntEnum):
     runnable = 1
     blocked = 2
     offline = 3
-
-
-VCPU_SSHOTTMR_FUTURE = 1
 
 
 RUNSTATE_UPDATE = 1 << 63

@@ -35,6 +35,7 @@ BYTES6 = Annotated[bytes, "6s"]
 BYTES7 = Annotated[bytes, "7s"]
 BYTES12 = Annotated[bytes, "12s"]
 BYTES16 = Annotated[bytes, "16s"]
+BYTES28 = Annotated[bytes, "28s"]
 BYTES32 = Annotated[bytes, "32s"]
 BYTES120 = Annotated[bytes, "120s"]
 BYTES128 = Annotated[bytes, "128s"]
@@ -51,6 +52,8 @@ class _Layout:
         position, widest, codes = 0, 1, ["<"]
         self.offsets: dict[str, int] = {}
         self.sizes: dict[str, int] = {}
+        self.holes: list[slice] = []
+        """Padding."""
         for name, code in fields.items():
             if code == "0s":
                 size, align = 0, int(abi)
@@ -65,12 +68,15 @@ class _Layout:
                 code = _CODES.get(code, code)
             padding = -position % align
             codes.append(f"{padding}x{code}" if padding else code)
+            if padding:
+                self.holes.append(slice(position, position + padding))
             self.offsets[name] = position + padding
             self.sizes[name] = size
             position += padding + size
             widest = max(widest, align)
         if -position % widest:
             codes.append(f"{-position % widest}x")
+            self.holes.append(slice(position, position + -position % widest))
         self.codec = struct.Struct("".join(codes))
         self.size_bytes = self.codec.size
 
@@ -124,6 +130,17 @@ class Struct:
     def pack(self, abi: Abi = Abi.X86_64) -> bytes:
         """The bytes of this one; `struct.error` where a value does not fit its field."""
         return self.LAYOUTS[abi].codec.pack(*(getattr(self, name) for name in self.FIELDS))
+
+    def pack_over(self, data: bytes, abi: Abi = Abi.X86_64) -> bytes:
+        """The bytes of this one where `data` was, whose padding stays."""
+        packed = self.pack(abi)
+        holes = self.LAYOUTS[abi].holes
+        if not holes:
+            return packed
+        kept = bytearray(packed)
+        for hole in holes:
+            kept[hole] = data[hole]
+        return bytes(kept)
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self.__dict__ == other.__dict__

@@ -15,13 +15,19 @@ from vmm.xenabi.constants import NR_VIRQS, PAGE_BYTES, PER_VCPU_VIRQS, EvtchnSta
 from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.evtchn_abi import CONTROL_BLOCK_BYTES, DEFAULT_PRIORITY, LOWEST_PRIORITY, FifoAbi, TwoLevelAbi
 from vmm.xenabi.interfaces import AddressSpace, EventTable, KernelPorts, SharedBytes, VcpuState
-from vmm.xenabi.values import Domid, Notify, Port, VcpuId, Wait, XenError
+from vmm.xenabi.values import BACKEND_DOMID, Domid, Notify, Port, VcpuId, Wait, XenError
 
 if TYPE_CHECKING:
     from vmm.xenabi.records import ChannelRecord, EventsRecord
 
 BUSY_TRIES = 16
 """Free ports that are looked at before a fresh one is taken, where the guest still has them in a queue."""
+
+PORTS_A_BUCKET = 64
+"""Ports that come to be at a time: a number among them is a port, bound or not, and any other is refused."""
+
+PIRQS = 56
+"""Numbers that a PVH domain may bind as physical interrupts, though none comes (nr_pirqs: the machine's 24, and 32)."""
 
 MAX_PORTS = 4096
 """Ports that a domain may have, whatever its ABI could name (xl's max_event_channels, there 1023 by default)."""
@@ -61,6 +67,7 @@ class Channel:
         self.kind = kind
         self.vcpu = VcpuId(0)
         self.virq = 0
+        """The VIRQ, or the physical interrupt, that it is bound to."""
         self.priority = DEFAULT_PRIORITY
         self.pending_early = False
         self.remote_domid = Domid(0)
@@ -181,7 +188,13 @@ class EventChannels:
             raise XenError(errno.EINVAL)
         return channel
 
-    def _check_vcpu(self, vcpu: int) -> VcpuId:
+    def _check_port(self, port: int) -> None:
+        """XenError(EINVAL) for a number that is no port yet, or never will be."""
+        if port >= min(-(-self._fresh // PORTS_A_BUCKET) * PORTS_A_BUCKET, self.limit):
+            raise XenError(errno.EINVAL)
+
+    def check_vcpu(self, vcpu: int) -> VcpuId:
+        """The number as a vCPU's.  XenError(ENOENT)."""
         if vcpu >= len(self._vcpus):
             raise XenError(errno.ENOENT)
         return VcpuId(vcpu)
@@ -226,8 +239,8 @@ class EventChannels:
     def bind_interdomain(self, remote_domid: Domid, remote_port: int) -> Port:
         """A port whose far end is one that a domain has left unbound for this one.  XenError(EINVAL, ESRCH)."""
         remote = self if remote_domid == self._own else self._peers(remote_domid)
-        if remote is None:
-            raise XenError(errno.ESRCH)
+        if remote is None:  # a back end's domain is there, but has left nothing to bind to
+            raise XenError(errno.EINVAL if remote_domid == BACKEND_DOMID else errno.ESRCH)
         with self._lock:
             port = self._number()
         far = Remote(remote_domid, Port(remote_port))
@@ -254,7 +267,7 @@ class EventChannels:
         if virq not in PER_VCPU_VIRQS and vcpu != 0:
             raise XenError(errno.EINVAL)
         with self._lock:
-            target = self._check_vcpu(vcpu)
+            target = self.check_vcpu(vcpu)
             if (target, virq) in self._virqs:
                 raise XenError(errno.EEXIST)
             channel = self._new(EvtchnStatusKind.virq)
@@ -265,10 +278,21 @@ class EventChannels:
                 self._kernel.timer_changed(target)
             return channel.port
 
+    def bind_pirq(self, pirq: int) -> Port:
+        """A port for a physical interrupt: a PVH domain may bind it, and gets none."""
+        if pirq >= PIRQS:
+            raise XenError(errno.EINVAL)
+        with self._lock:
+            if any(found.kind is EvtchnStatusKind.pirq and found.virq == pirq for found in self._channels.values()):
+                raise XenError(errno.EEXIST)
+            channel = self._new(EvtchnStatusKind.pirq)
+            channel.virq = pirq
+            return channel.port
+
     def bind_ipi(self, vcpu: int) -> Port:
         """A port that interrupts a vCPU of the same domain."""
         with self._lock:
-            target = self._check_vcpu(vcpu)
+            target = self.check_vcpu(vcpu)
             channel = self._new(EvtchnStatusKind.ipi)
             channel.vcpu = target
             self._kernel.bind_ipi(channel.port, target)
@@ -299,7 +323,7 @@ class EventChannels:
     def bind_vcpu(self, port: int, vcpu: int) -> None:
         """Send a port's events to another vCPU; not for IPIs and per-vCPU VIRQs."""
         with self._lock:
-            target = self._check_vcpu(vcpu)
+            target = self.check_vcpu(vcpu)
             channel = self._get(port)
             if channel.kind is EvtchnStatusKind.ipi or (
                 channel.kind is EvtchnStatusKind.virq and channel.virq in PER_VCPU_VIRQS
@@ -351,9 +375,8 @@ class EventChannels:
             return [self._channels[port] for port in sorted(self._channels)]
 
     def status(self, port: int) -> Channel | None:
-        """A port's binding, None where it is closed; XenError(EINVAL) beyond the ABI's range."""
-        if not 0 < port < self.limit:
-            raise XenError(errno.EINVAL)
+        """A port's binding, None where it is closed; XenError(EINVAL) for what is no port."""
+        self._check_port(port)
         with self._lock:
             return self._channels.get(Port(port))
 
@@ -374,7 +397,7 @@ class EventChannels:
     def init_control(self, vcpu: int, memory: SharedBytes) -> None:
         """EVTCHNOP_init_control: give a vCPU its control block; the first one changes to the FIFO ABI."""
         with self._lock:
-            target = self._check_vcpu(vcpu)
+            target = self.check_vcpu(vcpu)
             fifo = self._abi
             if not isinstance(fifo, FifoAbi):
                 self._kernel.stop()
@@ -385,6 +408,11 @@ class EventChannels:
                 raise XenError(errno.EINVAL)
             fifo.add_block(target, memory)
             self._abi = fifo
+
+    @property
+    def uses_fifo(self) -> bool:
+        """Whether the guest has changed to the FIFO ABI."""
+        return isinstance(self._abi, FifoAbi)
 
     def expand_array(self, memory: SharedBytes) -> None:
         """EVTCHNOP_expand_array: another page of event words; what was raised before is delivered."""
@@ -402,13 +430,15 @@ class EventChannels:
     def set_priority(self, port: int, priority: int) -> None:
         """EVTCHNOP_set_priority: 0 is the highest, 15 the lowest; FIFO only."""
         with self._lock:
+            self._check_port(port)
             if not isinstance(self._abi, FifoAbi):
                 raise XenError(errno.ENOSYS)
             if priority > LOWEST_PRIORITY:
                 raise XenError(errno.EINVAL)
-            channel = self._get(port)
-            channel.priority = priority
-            self._describe(channel)
+            channel = self._channels.get(Port(port))
+            if channel is not None:
+                channel.priority = priority
+                self._describe(channel)
 
     def send(self, port: int) -> None:
         """EVTCHNOP_send: notify the far end of a port."""
@@ -454,15 +484,18 @@ class EventChannels:
     def poll(self, vcpu: VcpuState, ports: Sequence[int], deadline_ns: int | None) -> Wait:
         """SCHEDOP_poll: until one of the ports is pending, masked or not, or the guest has an upcall to take.
 
-        XenError(EINVAL) for a port beyond the ABI's range.
+        XenError(EINVAL) for a port that is not bound to anything.
         """
-        for port in ports:
-            self.status(port)
 
-        def done() -> bool:
-            return any(map(self._is_pending, ports)) or (vcpu.interrupts_enabled() and _has_upcall(vcpu))
+        def woken() -> bool:
+            return vcpu.interrupts_enabled() and _has_upcall(vcpu)
 
-        return Wait(done, deadline_ns)
+        if not woken():
+            for port in ports:
+                self._get(port)
+                if self._is_pending(port):
+                    break
+        return Wait(lambda: any(map(self._is_pending, ports)) or woken(), deadline_ns)
 
     def _is_pending(self, port: int) -> bool:
         with self._lock:
@@ -496,7 +529,8 @@ class EventChannels:
     def unmask(self, port: int) -> None:
         """EVTCHNOP_unmask: clear the mask and deliver what came meanwhile, once."""
         with self._lock:
-            channel = self._get(port)
+            self._check_port(port)
+            channel = self._channels.get(Port(port)) or Channel(Port(port), EvtchnStatusKind.closed)
             if self._abi is not None:
                 vcpu = self._vcpus[channel.vcpu]
                 if self._abi.unmask(channel, vcpu):

@@ -172,6 +172,18 @@ class GrantTable:
         """Whether the table is long enough for a reference."""
         return 0 <= ref < self.frames * (_V2_ENTRIES_A_FRAME if self.version == 2 else PAGE_BYTES // _V1.size)
 
+    def swap(self, one: GrantRef, other: GrantRef) -> None:
+        """Exchange two entries of the table.  XenError(EBUSY) where one of them is in use."""
+        if one == other:
+            return
+        with self._lock:
+            if one in self._users or other in self._users:
+                raise XenError(errno.EBUSY)
+            size = (_V2 if self.version == 2 else _V1).size
+            first, second = (self._pages.read(ref * size, size) for ref in (one, other))
+            self._pages.write(one * size, second)
+            self._pages.write(other * size, first)
+
     def give(self, ref: GrantRef, to: Domid, gfn: Gfn) -> None:
         """Grant a page as the toolstack does, before the domain starts: one of the reserved references."""
         self._pages.write(ref * _V1.size, _V1.pack(_PERMIT_ACCESS, to, gfn))

@@ -105,6 +105,11 @@ class VcpuState(Protocol):
         """Its vcpu_info; None until the guest has mapped shared info or registered one."""
         ...
 
+    @property
+    def initialised(self) -> bool:
+        """Whether it has a state to start in, or has started."""
+        ...
+
     def initialise(self, context: VcpuContext) -> None:
         """Set the state that it starts in; XenError(EEXIST) where it has one, XenError(EINVAL) where the CPU refuses it."""
         ...
@@ -255,6 +260,18 @@ class AddressSpace(Protocol):
         """The memory map that the guest is told."""
         ...
 
+    def set_map(self, entries: list[MemmapEntry]) -> None:
+        """Tell it another."""
+        ...
+
+    def move_page(self, source: Gfn, gfn: Gfn) -> None:
+        """Have at one gfn what was at another.  XenError(EINVAL) where there is no page of RAM."""
+        ...
+
+    def has_page(self, gfn: Gfn) -> bool:
+        """Whether there is memory at a gfn, of whatever kind."""
+        ...
+
     def shared(self, gpa: Gpa, size_bytes: int) -> SharedBytes:
         """RAM that the guest shares with the hypervisor; XenError(EINVAL) where there is none."""
         ...
@@ -272,7 +289,7 @@ class AddressSpace(Protocol):
         ...
 
     def remove_page(self, gfn: Gfn) -> None:
-        """Take the page at a gfn away; XenError(EINVAL)."""
+        """Take the page at a gfn away; XenError(ENOENT) where there is none."""
         ...
 
     def map_foreign(self, gfn: Gfn, source: Any, source_gfn: Gfn, *, writable: bool = True) -> None:

@@ -145,6 +145,10 @@ class DomainState(Protocol):
         """End the domain for what it did."""
         ...
 
+    def watchdog(self, number: int, timeout_s: int) -> int:
+        """Start an unused one for 0, and answer its number; set another again, or stop it with 0.  XenError(EINVAL)."""
+        ...
+
     def set_callback(self, value: int) -> None:
         """HVM_PARAM_CALLBACK_IRQ: how vCPUs without an upcall vector are interrupted."""
         ...

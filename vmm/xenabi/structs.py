@@ -4,6 +4,7 @@ from vmm.xenabi.cstruct import (
     ALIGNED_U64,
     BYTES6,
     BYTES7,
+    BYTES28,
     BYTES120,
     END_OF_INNER,
     HANDLE,
@@ -81,6 +82,14 @@ class EvtchnBindIpi(Struct, c_name="evtchn_bind_ipi", header="event_channel.h"):
     """EVTCHNOP_bind_ipi."""
 
     vcpu: U32
+    port: U32
+
+
+class EvtchnBindPirq(Struct, c_name="evtchn_bind_pirq", header="event_channel.h"):
+    """EVTCHNOP_bind_pirq."""
+
+    pirq: U32
+    flags: U32
     port: U32
 
 
@@ -204,6 +213,87 @@ class MemoryDomain(Struct, c_name="xen_memory_domain", header="memory.h"):
     domid: U16
 
 
+class ForeignMemoryMap(Struct, c_name="xen_foreign_memory_map", header="memory.h"):
+    """XENMEM_set_memory_map."""
+
+    domid: U16
+    _map: END_OF_INNER
+    map_nr_entries: U32
+    map_buffer: HANDLE
+
+
+class PodTarget(Struct, c_name="xen_pod_target", header="memory.h"):
+    """XENMEM_set_pod_target and XENMEM_get_pod_target."""
+
+    target_pages: U64
+    tot_pages: U64
+    pod_cache_pages: U64
+    pod_entries: U64
+    domid: U16
+
+
+class MachphysMfnList(Struct, c_name="xen_machphys_mfn_list", header="memory.h"):
+    """XENMEM_machphys_mfn_list."""
+
+    max_extents: U32
+    extent_start: HANDLE
+    nr_extents: U32
+
+
+class ReservedDeviceMemoryMap(Struct, c_name="xen_reserved_device_memory_map", header="memory.h"):
+    """XENMEM_reserved_device_memory_map."""
+
+    flags: U32
+    nr_entries: U32
+    buffer: HANDLE
+    dev_pci_seg: U16
+    dev_pci_bus: U8
+    dev_pci_devfn: U8
+
+
+class VnumaTopologyInfo(Struct, c_name="xen_vnuma_topology_info", header="memory.h"):
+    """XENMEM_get_vnumainfo, as far as it is looked at: there is no virtual NUMA."""
+
+    domid: U16
+    pad: U16
+    nr_vnodes: U32
+    nr_vcpus: U32
+    nr_vmemranges: U32
+    vdistance_pad: U64
+    vcpu_to_vnode_pad: U64
+    vmemrange_pad: U64
+
+
+class MemAccessOp(Struct, c_name="xen_mem_access_op", header="memory.h"):
+    """XENMEM_access_op."""
+
+    op: U8
+    access: U8
+    domid: U16
+    nr: U32
+    pfn: U64
+    pfn_list: HANDLE
+    access_list: HANDLE
+
+
+class MemoryExchange(Struct, c_name="xen_memory_exchange", header="memory.h"):
+    """XENMEM_exchange: two reservations, and how far it has got."""
+
+    in_extent_start: HANDLE
+    in_nr_extents: ULONG
+    in_extent_order: U32
+    in_mem_flags: U32
+    in_domid: U16
+    _end_in: END_OF_INNER
+    out_extent_start: HANDLE
+    out_nr_extents: ULONG
+    out_extent_order: U32
+    out_mem_flags: U32
+    out_domid: U16
+    _end_out: END_OF_INNER
+    nr_exchanged: ULONG
+
+
 # ---------------------------------------------------------------------------------------------- hvm/hvm_op.h
 
 
@@ -213,6 +303,30 @@ class HvmParamOp(Struct, c_name="xen_hvm_param", header="hvm/hvm_op.h"):
     domid: U16
     index: U32
     value: ALIGNED_U64
+
+
+class HvmGetTime(Struct, c_name="xen_hvm_get_time", header="hvm/hvm_op.h"):
+    """HVMOP_get_time."""
+
+    now: U64
+
+
+class HvmXentrace(Struct, c_name="xen_hvm_xentrace", header="hvm/hvm_op.h"):
+    """HVMOP_xentrace: an event of the guest's own, with up to 28 bytes."""
+
+    event: U16
+    extra_bytes: U16
+    extra: BYTES28
+
+
+class HvmGetMemType(Struct, c_name="xen_hvm_get_mem_type", header="hvm/hvm_op.h"):
+    """HVMOP_get_mem_type."""
+
+    domid: U16
+    mem_type: U16
+    pad0: U16
+    pad1: U16
+    pfn: U64
 
 
 class HvmPagetableDying(Struct, c_name="xen_hvm_pagetable_dying", header="hvm/hvm_op.h"):
@@ -275,12 +389,6 @@ class SetPeriodicTimer(Struct, c_name="vcpu_set_periodic_timer", header="vcpu.h"
     """VCPUOP_set_periodic_timer: a period, nanoseconds."""
 
     period_ns: U64
-
-
-class GetPhysid(Struct, c_name="vcpu_get_physid", header="vcpu.h"):
-    """VCPUOP_get_physid."""
-
-    phys_id: U64
 
 
 # -------------------------------------------------------------------------------------------- hvm/hvm_vcpu.h
@@ -375,15 +483,6 @@ class GnttabGetVersion(Struct, c_name="gnttab_get_version", header="grant_table.
     version: U32
 
 
-class GnttabGetStatusFrames(Struct, c_name="gnttab_get_status_frames", header="grant_table.h"):
-    """GNTTABOP_get_status_frames."""
-
-    nr_frames: U32
-    dom: U16
-    status: I16
-    frame_list: HANDLE
-
-
 class GnttabSetupTable(Struct, c_name="gnttab_setup_table", header="grant_table.h"):
     """GNTTABOP_setup_table."""
 
@@ -429,13 +528,32 @@ class GnttabCopy(Struct, c_name="gnttab_copy", header="grant_table.h"):
     status: I16
 
 
-class GnttabCacheFlush(Struct, c_name="gnttab_cache_flush", header="grant_table.h"):
-    """GNTTABOP_cache_flush."""
+class SchedWatchdog(Struct, c_name="sched_watchdog", header="sched.h"):
+    """SCHEDOP_watchdog: a timer that ends the domain."""
 
-    dev_bus_addr: U64
-    offset: U16
-    length: U16
-    op: U32
+    id: U32
+    timeout: U32
+
+
+class SchedRemoteShutdown(Struct, c_name="sched_remote_shutdown", header="sched.h"):
+    """SCHEDOP_remote_shutdown: a device model says that its domain has ended."""
+
+    domain_id: U16
+    reason: U32
+
+
+class SchedPinOverride(Struct, c_name="sched_pin_override", header="sched.h"):
+    """SCHEDOP_pin_override."""
+
+    pcpu: I32
+
+
+class GnttabSwapGrantRef(Struct, c_name="gnttab_swap_grant_ref", header="grant_table.h"):
+    """GNTTABOP_swap_grant_ref."""
+
+    ref_a: U32
+    ref_b: U32
+    status: I16
 
 
 # ----------------------------------------------------------------------------------------------------- xen.h

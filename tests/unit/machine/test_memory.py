@@ -1,5 +1,6 @@
 """Guest-physical memory: regions, RAM that comes late, limits, and its layout as data."""
 
+import errno
 import threading
 
 import pytest
@@ -7,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vmm.kvm import HostMemory
-from vmm.machine.memory.guest import HIGH_RAM_START, GuestMemory, MemoryFault
+from vmm.machine.memory.guest import HIGH_RAM_START, SPECIAL_PAGES, GuestMemory, MemoryFault
 from vmm.machine.memory.regions import Region, RegionTable
 from vmm.xenabi.constants import E820, PAGE_BYTES
-from vmm.xenabi.values import Domid, Gfn, Gpa, MemmapEntry
+from vmm.xenabi.values import Domid, Gfn, Gpa, MemmapEntry, XenError
 
 MIB = 1 << 20
 
@@ -65,7 +66,7 @@ def test_memory_that_is_closed_has_nothing_and_answers_so() -> None:
 
 def test_an_empty_domain_has_no_ram_until_it_is_populated() -> None:
     memory = made(16 * MIB, full=False)
-    assert (memory.pages, memory.maximum_pages, memory.ram()) == (0, 4096, [])
+    assert (memory.pages, memory.maximum_pages, memory.ram()) == (0, 4096 + 256, [])
     assert memory.populate(Gfn(100))
     memory.write(100 * PAGE_BYTES, b"here")
     assert (memory.pages, memory.read(100 * PAGE_BYTES, 4)) == (1, b"here")
@@ -77,10 +78,36 @@ def test_an_empty_domain_has_no_ram_until_it_is_populated() -> None:
 
 def test_a_domain_gets_no_more_pages_than_its_limit() -> None:
     memory = made(MIB, full=False)
-    assert all(memory.populate(Gfn(gfn)) for gfn in range(256))
-    assert not memory.populate(Gfn(300))
+    assert all(memory.populate(Gfn(gfn)) for gfn in range(512)), "and xl's slack"
+    assert not memory.populate(Gfn(600))
     assert memory.release(Gfn(0))
-    assert memory.populate(Gfn(300)), "above its RAM, too"
+    assert memory.populate(Gfn(600)), "above its RAM, too"
+    memory.close()
+
+
+def test_a_page_that_is_taken_away_or_populated_over_counts_on() -> None:
+    memory = made(4 * MIB)
+    memory.write(PAGE_BYTES, b"old")
+    memory.remove_page(Gfn(1))
+    with pytest.raises(MemoryFault):
+        memory.read(PAGE_BYTES, 1)
+    with pytest.raises(XenError) as caught:
+        memory.remove_page(Gfn(1))
+    assert (caught.value.code, memory.pages, memory.has_page(Gfn(1))) == (errno.ENOENT, 1024 + SPECIAL_PAGES, False)
+    assert memory.populate(Gfn(1))
+    memory.write(PAGE_BYTES, b"new")
+    assert memory.populate(Gfn(1))
+    assert (memory.pages, memory.read(PAGE_BYTES, 3)) == (1026 + SPECIAL_PAGES, b"\0\0\0")
+    memory.close()
+
+
+def test_a_page_moves_to_another_gfn() -> None:
+    memory = made(4 * MIB)
+    memory.write(PAGE_BYTES, b"here")
+    memory.move_page(Gfn(1), Gfn(2))
+    assert (memory.read(2 * PAGE_BYTES, 4), memory.has_page(Gfn(1)), memory.pages) == (b"here", False, 1023 + SPECIAL_PAGES)
+    with pytest.raises(XenError):
+        memory.move_page(Gfn(1), Gfn(3))
     memory.close()
 
 

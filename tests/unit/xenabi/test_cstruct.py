@@ -27,7 +27,16 @@ C_NAMES = {
     ("gnttab_copy", "source_domid"): "source.domid",
     ("gnttab_copy", "source_offset"): "source.offset",
     ("gnttab_copy", "dest"): "dest.u.gmfn",
-    ("gnttab_cache_flush", "dev_bus_addr"): "a.dev_bus_addr",
+    **{("xen_hvm_get_mem_type", f"pad{number}"): f"pad[{number}]" for number in range(2)},
+    ("xen_foreign_memory_map", "map_nr_entries"): "map.nr_entries",
+    ("xen_foreign_memory_map", "map_buffer"): "map.buffer",
+    **{("xen_reserved_device_memory_map", f"dev_pci_{part}"): f"dev.pci.{part}" for part in ("seg", "bus", "devfn")},
+    **{
+        ("xen_memory_exchange", f"{side}_{field}"): f"{side}.{field}"
+        for side in ("in", "out")
+        for field in ("extent_start", "nr_extents", "extent_order", "mem_flags", "domid")
+    },
+    **{("xen_vnuma_topology_info", f"{name}_pad"): f"{name}.pad" for name in ("vdistance", "vcpu_to_vnode", "vmemrange")},
     ("gnttab_copy", "dest_domid"): "dest.domid",
     ("gnttab_copy", "dest_offset"): "dest.offset",
     ("xen_domctl_getdomaininfo", "emulation_flags"): "arch_config.emulation_flags",

@@ -25,7 +25,8 @@ from vmm.xenabi.structs import (
 from vmm.xenabi.values import Domid, Gfn, GrantRef, Port, Restart
 
 ARGUMENT = 0x2000
-OKAY, GENERAL, BAD_DOMAIN, BAD_REF, BAD_HANDLE, BAD_ADDRESS, DENIED, BAD_COPY = 0, -1, -2, -3, -4, -5, -8, -10
+OKAY, GENERAL, BAD_DOMAIN, BAD_REF, BAD_HANDLE, BAD_ADDRESS, DENIED = 0, -1, -2, -3, -4, -5, -8
+BAD_PAGE, BAD_COPY = -9, -10
 HOST_MAP, READ_ONLY = 2, 4
 PLACE, PAGE = 0x500, Gfn(0x1234)
 
@@ -97,7 +98,7 @@ def test_a_read_only_mapping_is_marked_as_that(two: Two) -> None:
         ({"ref": 1 << 20}, BAD_REF),
         ({"ref": 10}, GENERAL),
         ({"dom": 99}, BAD_DOMAIN),
-        ({"flags": 0}, GENERAL),
+        ({"flags": 0}, BAD_REF),
         ({"flags": 1}, GENERAL),
         ({"flags": HOST_MAP | 16}, GENERAL),
         ({"place": 1 << 30}, BAD_ADDRESS),
@@ -170,15 +171,18 @@ def test_bytes_are_copied_between_grants_and_pages(two: Two) -> None:
     assert two.flags() == 1
 
 
+OWN_PAGES = {"source": PAGE, "source_domid": DOMID_SELF, "dest": PAGE, "dest_domid": DOMID_SELF}
+
+
 @pytest.mark.parametrize(
     ("fields", "status"),
     [
-        ({"source_offset": 4095, "len": 2}, BAD_COPY),
-        ({"dest_offset": 4095, "len": 2}, BAD_COPY),
-        ({"source": 1 << 40, "source_domid": DOMID_SELF, "dest": PAGE, "dest_domid": DOMID_SELF, "len": 1}, BAD_ADDRESS),
+        ({**OWN_PAGES, "source_offset": 4095, "len": 2}, BAD_COPY),
+        ({**OWN_PAGES, "dest_offset": 4095, "len": 2}, BAD_COPY),
+        ({"source": 1 << 40, "source_domid": DOMID_SELF, "dest": PAGE, "dest_domid": DOMID_SELF, "len": 1}, BAD_PAGE),
         ({"source": PAGE, "source_domid": 2, "dest": PAGE, "dest_domid": DOMID_SELF, "len": 1}, DENIED),
         ({"source": 1 << 20, "source_domid": 2, "dest": PAGE, "dest_domid": DOMID_SELF, "len": 1, "flags": 1}, BAD_REF),
-        ({"source": PAGE, "source_domid": 55, "dest": PAGE, "dest_domid": DOMID_SELF, "len": 1}, BAD_DOMAIN),
+        ({"source": PAGE, "source_domid": 55, "dest": PAGE, "dest_domid": DOMID_SELF, "len": 1, "flags": 1}, BAD_DOMAIN),
     ],
 )
 def test_a_copy_that_cannot_be_is_refused(two: Two, fields: dict[str, int], status: int) -> None:

@@ -18,7 +18,6 @@ from vmm.xenabi.structs import (
     AddToPhysmap,
     AddToPhysmapBatch,
     EvtchnStatus,
-    GnttabCacheFlush,
     GnttabSetupTable,
     HvmParamOp,
     MemoryReservation,
@@ -39,7 +38,7 @@ def domain() -> Domain:
 def test_unknown_hypercall_is_enosys_and_counted(domain: Domain) -> None:
     assert dispatch(domain.call(63)) == -errno.ENOSYS
     assert dispatch(domain.call(Hypercall.sched_op, 99)) == -errno.ENOSYS
-    assert dispatch(domain.call(Hypercall.hvm_op, 99)) == -errno.EOPNOTSUPP
+    assert dispatch(domain.call(Hypercall.hvm_op, 99)) == -errno.ENOSYS
     assert domain.unknown_hypercalls == {"hypercall 63": 1, "sched_op.99": 1, "hvm_op.99": 1}
 
 
@@ -123,7 +122,7 @@ def test_hvm_params_are_checked_against_what_a_guest_may(domain: Domain) -> None
     assert domain.hvm_params[HvmParam.CALLBACK_IRQ] == 2 << 56 | 0xF3
     assert param(0, HvmParam.CONSOLE_PFN, 1) == -errno.EPERM
     assert param(1, 39) == -errno.EINVAL
-    assert param(1, HvmParam.CONSOLE_PFN, domid=7) == -errno.EPERM
+    assert param(1, HvmParam.CONSOLE_PFN, domid=7) == -errno.ESRCH
 
 
 def test_32_bit_structures_are_read_in_their_own_layout(domain: Domain) -> None:
@@ -133,11 +132,11 @@ def test_32_bit_structures_are_read_in_their_own_layout(domain: Domain) -> None:
     assert domain.memory.placed == {2: 0x777}
 
 
-def test_timer_in_the_past_is_etime_only_if_asked(domain: Domain) -> None:
-    for flags, expected in ((1, -errno.ETIME), (0, 0)):
+def test_a_timer_in_the_past_is_no_error_whatever_is_asked(domain: Domain) -> None:
+    for flags in (1, 0):
         domain.vcpus[0].write_virtual(ARGUMENT, SetSingleshotTimer(timeout_abs_ns=5, flags=flags).pack())
-        assert dispatch(domain.call(Hypercall.vcpu_op, 8, 0, ARGUMENT)) == expected
-    assert domain.vcpus[0].timer == 5
+        assert dispatch(domain.call(Hypercall.vcpu_op, 8, 0, ARGUMENT)) == 0
+        assert domain.vcpus[0].timer == 5
 
 
 def test_timers_belong_to_the_calling_vcpu(domain: Domain) -> None:
@@ -203,7 +202,7 @@ def test_hostile_arguments_end_in_a_result_or_an_errno(
         arguments[1 + (number == Hypercall.vcpu_op)] = ARGUMENT
     result = dispatch(domain.call(number, *arguments, abi=abi))
     assert isinstance(result, Restart | Wait) or result >= -200
-    assert not domain.crashes
+    assert not domain.crashes or number == Hypercall.hvm_op, "by a task state that no CPU could use, as on Xen"
 
 
 def reservation(domain: Domain, gfns: list[int], order: int = 0, count: int | None = None) -> None:
@@ -223,13 +222,13 @@ def test_pages_given_back_can_be_had_again(domain: Domain) -> None:
 
 
 def test_extents_stop_at_the_first_that_fails_or_cannot_be_read(domain: Domain) -> None:
-    reservation(domain, [0x1200, 0x1201, 0x1400], order=9)
+    reservation(domain, [0x1200, 0x1401, 0x1800], order=9)
     assert dispatch(domain.call(Hypercall.memory_op, 1, ARGUMENT)) == Restart((1 | 1 << 6,))
-    assert dispatch(domain.call(Hypercall.memory_op, 1 | 1 << 6, ARGUMENT)) == 1, "the second is not aligned"
+    assert dispatch(domain.call(Hypercall.memory_op, 1 | 1 << 6, ARGUMENT)) == Restart((1 | 2 << 6,)), "aligned or not"
     reservation(domain, [0x1000], order=10)
     assert dispatch(domain.call(Hypercall.memory_op, 1, ARGUMENT)) == 0, "larger than a domU may"
     reservation(domain, [0x1000], count=2**60)
-    assert dispatch(domain.call(Hypercall.memory_op, 1, ARGUMENT)) == 1
+    assert dispatch(domain.call(Hypercall.memory_op, 1, ARGUMENT)) == 0, "more than a continued call could count"
 
 
 def test_many_extents_give_way_and_go_on_where_they_were(domain: Domain) -> None:
@@ -261,10 +260,10 @@ def grant_version(domain: Domain, version: int) -> int:
 def test_setup_table_tells_where_the_frames_are(domain: Domain) -> None:
     domain.memory.placed[1] = 0x777
     domain.vcpus[0].write_virtual(ARGUMENT, GnttabSetupTable(dom=DOMID_SELF, nr_frames=2, frame_list=0x3000).pack())
-    assert dispatch(domain.call(Hypercall.grant_table_op, 2, ARGUMENT)) == 0
+    assert dispatch(domain.call(Hypercall.grant_table_op, 2, ARGUMENT, 1)) == 0
     assert domain.vcpus[0].read_virtual(0x3000, 16) == struct.pack("<QQ", 0x777, 2**64 - 1)
     domain.vcpus[0].write_virtual(ARGUMENT, GnttabSetupTable(dom=DOMID_SELF, nr_frames=65).pack())
-    assert dispatch(domain.call(Hypercall.grant_table_op, 2, ARGUMENT)) == 0
+    assert dispatch(domain.call(Hypercall.grant_table_op, 2, ARGUMENT, 1)) == 0
     assert GnttabSetupTable.unpack(domain.vcpus[0].read_virtual(ARGUMENT, GnttabSetupTable.sizeof())).status == -1
 
 
@@ -321,21 +320,3 @@ def test_a_long_batch_of_pages_gives_way_and_goes_on_where_it_was(domain: Domain
 def test_every_guest_may_know_how_much_ram_the_host_has(domain: Domain) -> None:
     assert dispatch(domain.call(Hypercall.memory_op, 2)) == domain.hypervisor.highest_page
     assert dispatch(domain.call(Hypercall.memory_op, 2 | 1 << 6)) == -errno.EINVAL
-
-
-@pytest.mark.parametrize(
-    ("fields", "result"),
-    [
-        ({"offset": 4096, "length": 1, "op": 1}, -errno.EINVAL),
-        ({"length": 4097, "op": 1}, -errno.EINVAL),
-        ({"offset": 4000, "length": 200, "op": 1}, -errno.EINVAL),
-        ({"length": 16, "op": 4}, -errno.EINVAL),
-        ({"length": 0, "op": 1}, 0),
-        ({"length": 16, "op": 0}, 0),
-        ({"length": 16, "op": 1, "dev_bus_addr": 1 << 60}, -errno.EINVAL),
-        ({"length": 16, "op": 3, "dev_bus_addr": 0x1000}, -errno.EPERM),
-    ],
-)
-def test_caches_are_flushed_for_nobody(domain: Domain, fields: dict[str, int], result: int) -> None:
-    domain.vcpus[0].write_virtual(ARGUMENT, GnttabCacheFlush(**fields).pack())
-    assert dispatch(domain.call(Hypercall.grant_table_op, 12, ARGUMENT, 1)) == result

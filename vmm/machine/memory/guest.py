@@ -26,6 +26,10 @@ HIGH_RAM_START = 4 << 30
 BIOS_AREA = (0xA0000, 0x100000)
 WINDOW_BYTES = 2 << 20
 MAX_WINDOWS = 512
+SPECIAL_PAGES = 17
+"""What xl gives a domain beside its memory: its console's and xenstore's pages, its tables."""
+SLACK_PAGES = 256
+"""What xl lets a domain have beyond what it is given (LIBXL_MAXMEM_CONSTANT, 1 MiB)."""
 NOBODY = Domid(0)
 ADDRESS_LIMIT = 1 << 40
 LAPIC_START = 0xFEE0_0000
@@ -99,7 +103,7 @@ class GuestMemory:
                 self._add(start, self._memory(end - start, huge_pages=True))
         except KvmError as error:
             raise PyvmmError(f"this host cannot reserve {self._limit_bytes >> 20} MiB for the guest: {error}") from None
-        self._pages = self._limit_bytes // PAGE_BYTES
+        self._pages = self._limit_bytes // PAGE_BYTES + SPECIAL_PAGES
         self._maximum_gfn = Gfn(stretches[-1][1] // PAGE_BYTES - 1)
         low_end = stretches[0][1]
         self._map += [
@@ -130,36 +134,38 @@ class GuestMemory:
             region = self.find(gfn * PAGE_BYTES)
             if region is None:
                 return False
-            if region.absent is None:
-                region.absent = bytearray((region.end - region.start) // PAGE_BYTES)
-            index = gfn - region.start // PAGE_BYTES
-            if region.absent[index]:
+            if not region.has(gfn):
                 return False
             if gfn in self._foreign or gfn in self._placed.values():
                 self._vacate(gfn)
                 self._blank(gfn)
             else:
                 self._revoke(gfn)
-                region.host.discard(index * PAGE_BYTES, PAGE_BYTES)
+                region.host.discard(gfn * PAGE_BYTES - region.start, PAGE_BYTES)
                 self._pages -= 1
-            region.absent[index] = 1
+            region.mark(gfn, there=False)
             return True
 
     def populate(self, gfn: Gfn) -> bool:
-        """The guest gets a fresh page at `gfn`, within what it may have; False where that is not possible."""
-        with self._lock:
-            region = self.find(gfn * PAGE_BYTES)
-            index = 0 if region is None else gfn - region.start // PAGE_BYTES
-            if region is not None and not (region.absent and region.absent[index]):
-                return True
+        """The guest gets a fresh page at `gfn`, within what it may have; False where that is not possible.
+
+        One that is there already goes on to count, as on Xen: the guest has no way to reach it.
+        """
+        with _SHARING, self._lock:
             if self._pages >= self.maximum_pages:
                 return False
+            if gfn * PAGE_BYTES >= ADDRESS_LIMIT:
+                self._pages += 1  # Xen has given it a page by then, and lost it
+                return False
+            region = self.find(gfn * PAGE_BYTES)
+            if region is not None and region.has(gfn):
+                self._vacate(gfn)
+                self._blank(gfn)
             try:
                 region = self._open_ram(gfn * PAGE_BYTES) or self._populated(gfn)
             except (XenError, KvmError):
                 return False
-            if region.absent is not None:
-                region.absent[gfn - region.start // PAGE_BYTES] = 0
+            region.mark(gfn, there=True)
             self._pages += 1
             self._maximum_gfn = max(self._maximum_gfn, gfn)
             return True
@@ -178,13 +184,13 @@ class GuestMemory:
 
     @property
     def pages(self) -> int:
-        """Pages of RAM that the guest has now."""
+        """Pages of RAM that the guest has now, and its special ones."""
         return self._pages
 
     @property
     def maximum_pages(self) -> int:
         """Pages of RAM that it may have."""
-        return self._limit_bytes // PAGE_BYTES
+        return self._limit_bytes // PAGE_BYTES + SLACK_PAGES
 
     @property
     def maximum_gfn(self) -> Gfn:
@@ -213,6 +219,8 @@ class GuestMemory:
         if region is None or size_bytes > region.end - gpa:
             raise MemoryFault(f"the guest has no memory at {gpa:#x}, {size_bytes} bytes")
         start = gpa - region.start
+        if region.absent is not None and any(region.absent[start // PAGE_BYTES : -(-(start + size_bytes) // PAGE_BYTES)]):
+            raise MemoryFault(f"the guest has given away memory at {gpa:#x}, {size_bytes} bytes")
         return region.host.view[start : start + size_bytes]
 
     def read(self, gpa: int, size_bytes: int) -> bytes:
@@ -261,7 +269,8 @@ class GuestMemory:
             if before is not None and before != gfn:
                 self._vacate(before)
                 self._blank(before)
-            self._vacate(gfn)
+                self._mark(before, there=False)
+            self._replace(region, gfn)
             region.host.show(gfn * PAGE_BYTES - region.start, self._xen_file, page)
             self._placed[page] = gfn
             self._maximum_gfn = max(self._maximum_gfn, gfn)
@@ -271,12 +280,59 @@ class GuestMemory:
         return self._placed.get(page)
 
     def remove_page(self, gfn: Gfn) -> None:
-        """Give the page at `gfn` back to the host; XenError(EINVAL) where there is none."""
+        """Take the page at `gfn` away from there; XenError(ENOENT) where there is none.
+
+        It goes on to count, as on Xen: the guest has it, but no way to reach it.
+        """
         with _SHARING, self._lock:
-            if self.find(gfn * PAGE_BYTES) is None:
-                raise XenError(errno.EINVAL)
+            region = self.find(gfn * PAGE_BYTES)
+            if region is None or not region.has(gfn):
+                raise XenError(errno.ENOENT)
             self._vacate(gfn)
             self._blank(gfn)
+            region.mark(gfn, there=False)
+
+    def move_page(self, source: Gfn, gfn: Gfn) -> None:
+        """What is at one gfn is then at another, and no more at the first; a page that was there goes.
+
+        XenError(EINVAL) where there is no page of RAM.
+        """
+        with _SHARING, self._lock:
+            found = self.find(source * PAGE_BYTES)
+            if found is None or not found.has(source) or source in self._foreign or source in self._placed.values():
+                raise XenError(errno.EINVAL)
+            if source == gfn:
+                return
+            content = bytes(self.view(source * PAGE_BYTES, PAGE_BYTES))
+            region = self._populated(gfn)
+            self._replace(region, gfn)
+            self._blank(gfn)
+            self.view(gfn * PAGE_BYTES, PAGE_BYTES)[:] = content
+            self._vacate(source)
+            self._blank(source)
+            found.mark(source, there=False)
+            self._maximum_gfn = max(self._maximum_gfn, gfn)
+
+    def has_page(self, gfn: Gfn) -> bool:
+        """Whether there is memory at a gfn, of whatever kind."""
+        with self._lock:
+            region = self.find(gfn * PAGE_BYTES)
+            return region is not None and region.has(gfn)
+
+    def _mark(self, gfn: Gfn, *, there: bool) -> None:
+        region = self.find(gfn * PAGE_BYTES)
+        if region is not None:
+            region.mark(gfn, there=there)
+
+    def _replace(self, region: Region, gfn: Gfn) -> None:
+        """Something else is to be shown at a gfn: a page of the guest's that is there goes."""
+        if region.has(gfn) and gfn not in self._foreign and gfn not in self._placed.values():
+            self._pages -= self._is_ram(gfn)
+        self._vacate(gfn)
+        region.mark(gfn, there=True)
+
+    def _is_ram(self, gfn: Gfn) -> bool:
+        return any(start <= gfn * PAGE_BYTES < end for start, end in self._ram_stretches())
 
     def _vacate(self, gfn: Gfn) -> None:
         """What is shown at a gfn goes: a page of its own to the host, and from whoever else has it mapped."""
@@ -305,7 +361,7 @@ class GuestMemory:
             file, page = source._own_page(source_gfn)
             with self._lock:
                 region = self._populated(gfn)
-                self._vacate(gfn)
+                self._replace(region, gfn)
                 try:
                     region.host.show(gfn * PAGE_BYTES - region.start, file, page, writable=writable)
                 except KvmError:
@@ -321,6 +377,7 @@ class GuestMemory:
                 return False
             self._forget_foreign(gfn)
             self._blank(gfn)
+            self._mark(gfn, there=False)
             return True
 
     def with_page(self, gfn: Gfn, use: Callable[[memoryview], Result]) -> Result:
@@ -352,6 +409,7 @@ class GuestMemory:
         for other, at in self._lent.pop(gfn, ()):
             other._foreign.pop(at, None)
             other._blank(at)
+            other._mark(at, there=False)
 
     @property
     def shown_foreign(self) -> int:
@@ -370,7 +428,9 @@ class GuestMemory:
             return region
         if self._closed:
             raise XenError(errno.ESRCH)
-        if gpa >= ADDRESS_LIMIT or any(first <= gpa < last for first, last in self._holes):
+        if gpa >= ADDRESS_LIMIT:
+            raise XenError(errno.ENOENT)
+        if any(first <= gpa < last for first, last in self._holes):
             raise XenError(errno.EINVAL)
         if self._windows == MAX_WINDOWS:
             raise XenError(errno.ENOSPC)
@@ -383,8 +443,7 @@ class GuestMemory:
             if first > gpa:
                 end = min(end, first)
         window = self._add(start, self._memory(end - start))
-        if self._shareable:  # nothing is there to be given back, nor to be shared
-            window.absent = bytearray(b"\1" * ((end - start) // PAGE_BYTES))
+        window.absent = bytearray(b"\1" * ((end - start) // PAGE_BYTES))  # until something is put there
         return window
 
     def record(self) -> "MemoryRecord":
@@ -412,9 +471,10 @@ class GuestMemory:
                 region = self.find(start)
                 assert region is not None
                 region.absent = bytearray(absent)
-            self._map, self._pages, self._maximum_gfn = list(record.map), record.pages, record.maximum_gfn
+            self._map, self._maximum_gfn = list(record.map), record.maximum_gfn
         for page, gfn in record.placed:
             self.place_xen_page(gfn, page)
+        self._pages = record.pages
 
     def close(self) -> None:
         """Release everything; the domain's vCPUs have ended and its slots go with its machine."""

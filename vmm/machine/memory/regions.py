@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from vmm.errors import PyvmmError
 from vmm.kvm import HostMemory
 from vmm.kvm.hostmem import exchange_32, fetch_and_64, fetch_or_64, mark_entries, unmark_entries
+from vmm.xenabi.constants import PAGE_BYTES
 from vmm.xenabi.values import Gpa
 
 NOT_THE_GUESTS = Gpa(-1)
@@ -27,7 +28,19 @@ class Region:
         self.host = host
         self.slot = slot
         self.absent: bytearray | None = None
-        """One byte a page: 1 where the guest has given it back.  Made when it first does."""
+        """One byte a page: 1 where there is none for the guest.  Made when that is so for the first."""
+
+    def has(self, gfn: int) -> bool:
+        """Whether there is a page for the guest."""
+        return self.absent is None or not self.absent[gfn - self.start // PAGE_BYTES]
+
+    def mark(self, gfn: int, *, there: bool) -> None:
+        """Say so, or that there is none."""
+        if self.absent is None:
+            if there:
+                return
+            self.absent = bytearray((self.end - self.start) // PAGE_BYTES)
+        self.absent[gfn - self.start // PAGE_BYTES] = not there
 
 
 class SharedBytes:

@@ -10,6 +10,7 @@ from vmm.xenabi.structs import (
     EvtchnAllocUnbound,
     EvtchnBindInterdomain,
     EvtchnBindIpi,
+    EvtchnBindPirq,
     EvtchnBindVcpu,
     EvtchnBindVirq,
     EvtchnClose,
@@ -40,6 +41,12 @@ def bind_virq(call: Call, op: EvtchnBindVirq) -> None:
     op.port = call.domain.events.bind_virq(op.virq, op.vcpu)
 
 
+@suboperation(OP, 2, "bind_pirq", arg=EvtchnBindPirq, out=True)
+def bind_pirq(call: Call, op: EvtchnBindPirq) -> None:
+    """A port for a physical interrupt, which never comes."""
+    op.port = call.domain.events.bind_pirq(op.pirq)
+
+
 @suboperation(OP, 3, "close", arg=EvtchnClose)
 def close(call: Call, op: EvtchnClose) -> None:
     """Free a port."""
@@ -62,8 +69,8 @@ def status(call: Call, op: EvtchnStatus) -> None:
     op.status, op.vcpu = channel.kind, channel.vcpu
     if channel.kind in (EvtchnStatusKind.unbound, EvtchnStatusKind.interdomain):
         op.u_dom, op.u_port = channel.remote_domid, channel.remote_port
-    elif channel.kind is EvtchnStatusKind.virq:
-        op.u_dom = channel.virq  # the union's u.virq, whose upper half is 0
+    elif channel.kind in (EvtchnStatusKind.virq, EvtchnStatusKind.pirq):
+        op.u_dom = channel.virq  # the union's u.virq or u.pirq, whose upper half is 0
 
 
 @suboperation(OP, 6, "alloc_unbound", arg=EvtchnAllocUnbound, out=True)
@@ -91,6 +98,7 @@ def unmask(call: Call, op: EvtchnUnmask) -> None:
     call.domain.events.unmask(op.port)
 
 
+@suboperation(OP, 14, "reset_cont", arg=EvtchnReset)
 @suboperation(OP, 10, "reset", arg=EvtchnReset)
 def reset(call: Call, op: EvtchnReset) -> None:
     """Close every port of a domain."""
@@ -101,10 +109,9 @@ def reset(call: Call, op: EvtchnReset) -> None:
 def init_control(call: Call, op: EvtchnInitControl) -> None:
     """A vCPU's FIFO control block: within one page, aligned to 8."""
     domain = call.domain
+    domain.events.check_vcpu(op.vcpu)
     if op.offset > PAGE_BYTES - CONTROL_BLOCK_BYTES or op.offset % 8:
         raise XenError(errno.EINVAL)
-    if op.vcpu >= len(domain.vcpus):
-        raise XenError(errno.ENOENT)
     block = domain.memory.shared(Gpa(op.control_gfn * PAGE_BYTES + op.offset), CONTROL_BLOCK_BYTES)
     domain.events.init_control(op.vcpu, block)
     op.link_bits = LINK_BITS
@@ -114,6 +121,8 @@ def init_control(call: Call, op: EvtchnInitControl) -> None:
 def expand_array(call: Call, op: EvtchnExpandArray) -> None:
     """Another page of FIFO event words."""
     domain = call.domain
+    if not domain.events.uses_fifo:
+        raise XenError(errno.EOPNOTSUPP)
     domain.events.expand_array(domain.memory.shared(Gpa(op.array_gfn * PAGE_BYTES), PAGE_BYTES))
 
 

@@ -2,11 +2,18 @@
 
 import errno
 
-from vmm.xenabi.constants import HVM_NR_PARAMS, HvmParam, Hypercall
+from vmm.xenabi.constants import DOMID_SELF, HVM_NR_PARAMS, HvmParam, Hypercall
 from vmm.xenabi.hypercalls.registry import suboperation, target_of
 from vmm.xenabi.state import Call, DomainState
-from vmm.xenabi.structs import HvmPagetableDying, HvmParamOp, HvmUpcallVector
-from vmm.xenabi.values import XenError
+from vmm.xenabi.structs import (
+    HvmGetMemType,
+    HvmGetTime,
+    HvmPagetableDying,
+    HvmParamOp,
+    HvmUpcallVector,
+    HvmXentrace,
+)
+from vmm.xenabi.values import BACKEND_DOMID, Gfn, XenError
 
 GUEST_MAY_READ = frozenset(HvmParam)
 GUEST_MAY_SET = frozenset({
@@ -14,10 +21,22 @@ GUEST_MAY_SET = frozenset({
     HvmParam.VM_GENERATION_ID_ADDR, HvmParam.STORE_EVTCHN, HvmParam.CONSOLE_EVTCHN, HvmParam.X87_FIP_WIDTH,
 })  # fmt: skip
 
+LEAST_TSS_BYTES = 104
+FIP_WIDTHS = (0, 4, 8)
+MAX_EXTRA_BYTES, EVENT_MASK = 28, 0xFFF
+MEM_RAM_RW, MEM_MMIO_DM = 0, 2
+"""HVMMEM_*."""
+
+
+DEPRECATED = frozenset({4, 13, *range(20, 27), 30})
+"""Indices that params.h keeps the names of, and no more."""
+
 
 def _target(call: Call, op: HvmParamOp, allowed: frozenset[HvmParam]) -> DomainState:
+    if op.index >= HVM_NR_PARAMS or (op.domid == BACKEND_DOMID and call.domain.hypervisor.find(op.domid) is None):
+        raise XenError(errno.EINVAL)  # a back end's domain is a PV one, for all that the guest can know
     target = target_of(call, op.domid)
-    if op.index >= HVM_NR_PARAMS:
+    if op.index in DEPRECATED:
         raise XenError(errno.EINVAL)
     if op.index not in allowed:
         raise XenError(errno.EPERM)
@@ -28,6 +47,16 @@ def _target(call: Call, op: HvmParamOp, allowed: frozenset[HvmParam]) -> DomainS
 def set_param(call: Call, op: HvmParamOp) -> None:
     """Set one of the few parameters that are the guest's own."""
     target = _target(call, op, GUEST_MAY_SET)
+    if op.index == HvmParam.ACPI_IOPORTS_LOCATION:  # of a timer that PVH has not
+        raise XenError(errno.ENODEV)
+    if (op.index == HvmParam.VM86_TSS and op.value >> 32) or (
+        op.index == HvmParam.VM86_TSS_SIZED and op.value >> 32 < LEAST_TSS_BYTES
+    ):
+        if target is call.domain:
+            target.crash("it has set a VM86 TSS that no CPU could use")
+        raise XenError(errno.EINVAL)
+    if op.index == HvmParam.X87_FIP_WIDTH and op.value not in FIP_WIDTHS:
+        raise XenError(errno.EINVAL)
     target.hvm_params[op.index] = op.value
     if op.index == HvmParam.CALLBACK_IRQ:
         target.set_callback(op.value)
@@ -42,7 +71,11 @@ def get_param(call: Call, op: HvmParamOp) -> None:
 @suboperation(Hypercall.hvm_op, 9, "pagetable_dying", arg=HvmPagetableDying)
 def pagetable_dying(call: Call, op: HvmPagetableDying) -> None:
     """Of use to shadow paging alone, which no domain here has; Linux asks once whether it is."""
-    raise XenError(errno.EINVAL)
+    own = call.domain
+    known = op.domid in (DOMID_SELF, own.domid, BACKEND_DOMID) or own.hypervisor.find(op.domid) is not None
+    if op.domid in (DOMID_SELF, own.domid):
+        raise XenError(errno.EINVAL)
+    raise XenError(errno.EOPNOTSUPP if known else errno.ESRCH)
 
 
 @suboperation(Hypercall.hvm_op, 23, "set_evtchn_upcall_vector", arg=HvmUpcallVector)
@@ -54,3 +87,45 @@ def set_evtchn_upcall_vector(call: Call, op: HvmUpcallVector) -> None:
     if op.vcpu >= len(vcpus):
         raise XenError(errno.ENOENT)
     vcpus[op.vcpu].set_upcall_vector(op.vector)
+
+
+def _takes_nothing(call: Call) -> None:
+    if call.args[1]:
+        raise XenError(errno.EINVAL)
+
+
+@suboperation(Hypercall.hvm_op, 5, "flush_tlbs")
+def flush_tlbs(call: Call) -> None:
+    """Nothing is kept of the guest's page tables beyond what the CPUs keep."""
+    _takes_nothing(call)
+
+
+@suboperation(Hypercall.hvm_op, 10, "get_time", names=("uop",))
+def get_time(call: Call) -> None:
+    """Xen's own time, nanoseconds: here, the guest's system time."""
+    call.vcpu.write_virtual(call.args[1], HvmGetTime(now=call.domain.system_time_ns()).pack(call.abi))
+
+
+@suboperation(Hypercall.hvm_op, 11, "xentrace", arg=HvmXentrace)
+def xentrace(call: Call, op: HvmXentrace) -> None:
+    """An event for Xen's trace buffers, of which there are none; `--trace` shows the call."""
+    if op.extra_bytes > MAX_EXTRA_BYTES or op.event & ~EVENT_MASK:
+        raise XenError(errno.EINVAL)
+
+
+@suboperation(Hypercall.hvm_op, 15, "get_mem_type", arg=HvmGetMemType, out=True)
+def get_mem_type(call: Call, op: HvmGetMemType) -> None:
+    """Whether a gfn holds memory, or would reach a device model."""
+    op.mem_type = MEM_RAM_RW if target_of(call, op.domid).memory.has_page(Gfn(op.pfn)) else MEM_MMIO_DM
+
+
+@suboperation(Hypercall.hvm_op, 24, "guest_request_vm_event")
+def guest_request_vm_event(call: Call) -> None:
+    """A sign to who monitors the guest: nobody does."""
+    _takes_nothing(call)
+
+
+@suboperation(Hypercall.hvm_op, 25, "altp2m")
+def altp2m(call: Call) -> None:
+    """Alternative views of the guest's memory: there are none, as on a Xen whose CPU cannot switch them."""
+    raise XenError(errno.EOPNOTSUPP)

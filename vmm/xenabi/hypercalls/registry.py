@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, cast
 from vmm.xenabi.constants import DOMID_SELF, Hypercall
 from vmm.xenabi.cstruct import Struct
 from vmm.xenabi.state import Call, DomainState
-from vmm.xenabi.values import HypercallOutcome, XenError
+from vmm.xenabi.values import BACKEND_DOMID, HypercallOutcome, XenError
 
 Handler = Callable[..., HypercallOutcome | None]
 
@@ -31,6 +31,8 @@ class Entry(NamedTuple):
     out: bool = False
     at: int = 1
     names: tuple[str, ...] = ()
+    check: Callable[[Call], int | None] | None = None
+    """What is looked at before the structure is read; it may have the answer."""
 
 
 class Suboperations:
@@ -40,6 +42,8 @@ class Suboperations:
         self.mask = mask
         self.unknown = unknown
         self.entries: dict[int, Entry] = {}
+        self.check: Callable[[Call], None] | None = None
+        """What is looked at before the command is."""
 
 
 class Controls(Suboperations):
@@ -64,10 +68,13 @@ TABLE: dict[int, Entry | Suboperations] = {}
 
 # memory_op keeps a progress count above its six command bits.
 _MASKS = {Hypercall.memory_op: 0x3F}
-# What Xen answers to a sub-operation that it does not know.
-_UNKNOWN = {Hypercall.hvm_op: errno.EOPNOTSUPP}
-PRIVILEGED = frozenset({Hypercall.sysctl, Hypercall.domctl, Hypercall.platform_op, Hypercall.physdev_op})
-"""What no other than the privileged domain may ask, whether it exists or not."""
+PRIVILEGED: dict[int, int] = {
+    Hypercall.sysctl: errno.EPERM, Hypercall.domctl: errno.EPERM, Hypercall.platform_op: errno.EPERM,
+    Hypercall.hypfs_op: errno.EPERM, Hypercall.physdev_op: errno.ENOSYS,
+}  # fmt: skip
+"""What no other than the privileged domain may ask, whether it exists or not, and what any other is answered."""
+VERSIONS = {Hypercall.sysctl: 0x15, Hypercall.domctl: 0x15, Hypercall.platform_op: 0x0300_0001}
+"""Those whose version is looked at before anything else: XEN_*_INTERFACE_VERSION, the second word behind the pointer."""
 
 
 def hypercall(number: Hypercall, *names: str) -> Callable[[Handler], Handler]:
@@ -89,16 +96,32 @@ def suboperation(
     at: int = 1,
     out: bool = False,
     names: tuple[str, ...] = (),
+    check: Callable[[Call], int | None] | None = None,
 ) -> Callable[[Handler], Handler]:
-    """Register a sub-operation; its handler takes the call, and the structure behind argument `at` if `arg` names one."""
+    """Register a sub-operation; its handler takes the call, and the structure behind argument `at` if `arg` names one.
+
+    `check` may refuse or answer the call before that is read.
+    """
 
     def register(handler: Handler) -> Handler:
         group = TABLE.get(number)
         if group is None:
-            group = TABLE[number] = Suboperations(_MASKS.get(number, 0xFFFF_FFFF), _UNKNOWN.get(number, errno.ENOSYS))
+            group = TABLE[number] = Suboperations(_MASKS.get(number, 0xFFFF_FFFF), errno.ENOSYS)
         assert isinstance(group, Suboperations)
-        group.entries[sub] = Entry(f"{number.name}.{name}", handler, arg, out, at, names)
+        group.entries[sub] = Entry(f"{number.name}.{name}", handler, arg, out, at, names, check)
         return handler
+
+    return register
+
+
+def checked_first(number: Hypercall) -> Callable[[Callable[[Call], None]], Callable[[Call], None]]:
+    """Register what is looked at for every command of a hypercall, known or not; to be used behind its first command."""
+
+    def register(check: Callable[[Call], None]) -> Callable[[Call], None]:
+        group = TABLE[number]
+        assert isinstance(group, Suboperations)
+        group.check = check
+        return check
 
     return register
 
@@ -106,16 +129,16 @@ def suboperation(
 def target_of(call: Call, domid: int) -> DomainState:
     """The domain that a call is about: the caller's own or, for a privileged caller, any.
 
-    XenError(EPERM) for another's, XenError(ESRCH) where there is none.
+    XenError(ESRCH) where there is none, XenError(EPERM) for another's.
     """
     own = call.domain
     if domid in (DOMID_SELF, own.domid):
         return own
-    if not own.privileged:
-        raise XenError(errno.EPERM)
     found = own.hypervisor.find(domid)
-    if found is None:
+    if found is None and domid != BACKEND_DOMID:  # which is there for a guest, whoever acts for it
         raise XenError(errno.ESRCH)
+    if found is None or not own.privileged:
+        raise XenError(errno.EPERM)
     return found
 
 
@@ -169,13 +192,28 @@ def _control(call: Call, group: Controls) -> HypercallOutcome:
     return result
 
 
+def _refusal(call: Call) -> XenError:
+    """What a domain without privileges is answered to a hypercall that it may not make."""
+    version = VERSIONS.get(Hypercall(call.number))
+    if version is not None:
+        try:
+            header = call.vcpu.read_virtual(call.args[0], 8)
+        except XenError as error:
+            return error
+        if int.from_bytes(header[4:], "little") != version:
+            return XenError(errno.EACCES)
+    return XenError(PRIVILEGED[call.number])
+
+
 def dispatch(call: Call) -> HypercallOutcome:
     """Carry out one hypercall: what goes to RAX, as a signed number, or what has to be done before that is known."""
     try:
         if call.number in PRIVILEGED and not call.domain.privileged:
-            raise XenError(errno.EPERM)
+            raise _refusal(call)
         found = TABLE.get(call.number)
         if type(found) is Suboperations:
+            if found.check is not None:
+                found.check(call)
             entry = found.entries.get(call.args[0] & found.mask)
             if entry is None:
                 call.domain.unknown_hypercalls[name_of(call.number, call.args)] += 1
@@ -189,12 +227,17 @@ def dispatch(call: Call) -> HypercallOutcome:
             entry = cast(Entry, found)
         if entry.arg is None:
             return entry.handler(call) or 0
+        if entry.check is not None:
+            answer = entry.check(call)
+            if answer is not None:
+                return answer
         address = call.args[entry.at]
-        operand: Any = entry.arg.unpack(call.vcpu.read_virtual(address, entry.arg.sizeof(call.abi)), call.abi)
+        data = call.vcpu.read_virtual(address, entry.arg.sizeof(call.abi))
+        operand: Any = entry.arg.unpack(data, call.abi)
         call.operand = operand
         result = entry.handler(call, operand) or 0
         if entry.out:
-            call.vcpu.write_virtual(address, operand.pack(call.abi))
+            call.vcpu.write_virtual(address, operand.pack_over(data, call.abi))
         return result
     except XenError as error:
         return -error.code

@@ -3,10 +3,10 @@
 import errno
 import struct
 
-from vmm.xenabi.constants import Hypercall, ShutdownReason
-from vmm.xenabi.hypercalls.registry import suboperation
+from vmm.xenabi.constants import DOMID_SELF, Hypercall, ShutdownReason
+from vmm.xenabi.hypercalls.registry import suboperation, target_of
 from vmm.xenabi.state import Call
-from vmm.xenabi.structs import SchedPoll, SchedShutdown
+from vmm.xenabi.structs import SchedPinOverride, SchedPoll, SchedRemoteShutdown, SchedShutdown, SchedWatchdog
 from vmm.xenabi.values import Wait, XenError
 
 MAX_POLLED_PORTS = 128
@@ -46,6 +46,34 @@ def shutdown(call: Call, op: SchedShutdown) -> None:
 def shutdown_code(call: Call, op: SchedShutdown) -> None:
     """Say beforehand how the coming shutdown is to be understood."""
     call.domain.shutdown_reason = _reason(op.reason)
+
+
+@suboperation(Hypercall.sched_op, 4, "remote_shutdown", arg=SchedRemoteShutdown)
+def remote_shutdown(call: Call, op: SchedRemoteShutdown) -> None:
+    """A device model says that its domain has ended: for the privileged domain, of another."""
+    if op.domain_id == DOMID_SELF:
+        raise XenError(errno.ESRCH)
+    target = target_of(call, op.domain_id)
+    if target is call.domain:
+        raise XenError(errno.EPERM)
+    target.shutdown(_reason(op.reason))
+
+
+@suboperation(Hypercall.sched_op, 6, "watchdog", arg=SchedWatchdog)
+def watchdog(call: Call, op: SchedWatchdog) -> int:
+    """Start, set or stop a timer that ends the domain: its number, where it is a new one."""
+    return call.domain.watchdog(op.id, op.timeout)
+
+
+def _may_pin(call: Call) -> None:
+    if not call.domain.privileged:
+        raise XenError(errno.EPERM)
+
+
+@suboperation(Hypercall.sched_op, 7, "pin_override", arg=SchedPinOverride, check=_may_pin)
+def pin_override(call: Call, op: SchedPinOverride) -> None:
+    """Run a dom0's vCPU on one physical CPU for a while; the host's CPUs are not dom0's."""
+    raise XenError(errno.ENOSYS)
 
 
 def _reason(code: int) -> ShutdownReason:

@@ -2,14 +2,13 @@
 
 import errno
 
-from vmm.xenabi.constants import LEGACY_VCPUS, PAGE_BYTES, VCPU_SSHOTTMR_FUTURE, Hypercall, ShutdownReason, VcpuHvmMode
+from vmm.xenabi.constants import LEGACY_VCPUS, PAGE_BYTES, Hypercall, ShutdownReason, VcpuHvmMode
 from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.evtchn import mark_all_pending
-from vmm.xenabi.hypercalls.registry import suboperation
+from vmm.xenabi.hypercalls.registry import checked_first, suboperation
 from vmm.xenabi.interfaces import VcpuState
 from vmm.xenabi.state import Call
 from vmm.xenabi.structs import (
-    GetPhysid,
     RegisterArea,
     RegisterTimeArea,
     RegisterVcpuInfo,
@@ -49,6 +48,8 @@ def _own(call: Call) -> VcpuState:
 def initialise(call: Call, op: VcpuHvmContext) -> None:
     """Give a vCPU that never ran its first state; VCPUOP_up starts it."""
     vcpu = _target(call)
+    if vcpu.initialised:
+        raise XenError(errno.EEXIST)
     if op.pad or (vcpu.id >= LEGACY_VCPUS and vcpu.info is None):
         raise XenError(errno.EINVAL)
     if op.mode == VcpuHvmMode.B32:
@@ -111,11 +112,8 @@ def stop_periodic_timer(call: Call) -> None:
 
 @suboperation(OP, 8, "set_singleshot_timer", arg=SetSingleshotTimer, at=2, names=("vcpuid",))
 def set_singleshot_timer(call: Call, op: SetSingleshotTimer) -> None:
-    """One VIRQ_TIMER at an absolute system time."""
-    vcpu = _own(call)
-    if op.flags & VCPU_SSHOTTMR_FUTURE and op.timeout_abs_ns < call.domain.system_time_ns():
-        raise XenError(errno.ETIME)
-    vcpu.clock.set_timer(op.timeout_abs_ns)
+    """One VIRQ_TIMER at an absolute system time, at once where that is past; Xen 4.17 heeds none of the flags."""
+    _own(call).clock.set_timer(op.timeout_abs_ns)
 
 
 @suboperation(OP, 9, "stop_singleshot_timer", names=("vcpuid",))
@@ -129,15 +127,15 @@ def register_vcpu_info(call: Call, op: RegisterVcpuInfo) -> None:
     """Move a vCPU's vcpu_info to a place of the guest's choosing; once only, within one page."""
     vcpu = _target(call)
     if op.offset > PAGE_BYTES - VCPU_INFO_BYTES or op.offset % int(call.abi):
-        raise XenError(errno.EINVAL)
+        raise XenError(errno.ENXIO)
     gpa = Gpa(op.mfn * PAGE_BYTES + op.offset)
     vcpu.set_info(gpa)
     mark_all_pending(vcpu, call.abi)
 
 
-@suboperation(OP, 12, "get_physid", arg=GetPhysid, at=2, out=True, names=("vcpuid",))
-def get_physid(call: Call, op: GetPhysid) -> None:
-    """Only the hardware domain is told where it runs."""
+@suboperation(OP, 12, "get_physid", names=("vcpuid",))
+def get_physid(call: Call) -> None:
+    """Only a hardware domain whose vCPUs are pinned is told where it runs."""
     raise XenError(errno.EINVAL)
 
 
@@ -150,3 +148,9 @@ def register_vcpu_time_memory_area(call: Call, op: RegisterTimeArea) -> None:
 def _handle(call: Call, addr: int) -> int:
     """A place in a union of a handle and 64 bits: of a 32-bit caller Xen reads the handle alone, and Linux sets no more."""
     return addr & 0xFFFFFFFF if call.abi is Abi.X86_32 else addr
+
+
+@checked_first(OP)
+def is_there(call: Call) -> None:
+    """The vCPU has to be there, whatever is to be done with it."""
+    _target(call)

@@ -83,7 +83,9 @@ def get_features(call: Call, info: FeatureInfo) -> None:
 
 @suboperation(Hypercall.xen_version, 7, "pagesize")
 def pagesize(call: Call) -> int:
-    """Bytes a page."""
+    """Bytes a page; takes no structure."""
+    if call.args[1]:
+        raise XenError(errno.EINVAL)
     return PAGE_BYTES
 
 
