@@ -41,7 +41,7 @@ OTHERS = Pool((DOMID_SELF,), (99, 0x7FF1, 0x7FF4, 0xFFFF), 0.3)
 PORT = Pool((3, 3, 3, 4, 4, 5, 6, 7, 8), (0, 30, 31, 63, 64, 1023, 4095, 4096, 131071, 131072, U32))
 VCPU = Pool((0,), (1, 2, 127, 128, 8192, U32), 0.15)
 VIRQ = Pool((0, 1, 8, 9, 13), (2, 3, 4, 7, 15, 16, 23, 24, 31, U32))
-REF = Pool((8, 8, 9, 10, 11), (0, 1, 12, 511, 512, 1023, 32767, 32768, U32))
+REF = Pool((8, 8, 9, 10, 11), (12, 511, 512, 1023, 32767, 32768, U32))
 HANDLE = Pool((0, 0, 1, 2), (3, 100, 0x7FFFFFFF, U32))
 PLAY = Pool([PLAY_GFN + page for page in range(PLAY_PAGES)], (HOLE >> 12, 0xFED00, 1 << 20, 1 << 36, 1 << 52, U64), 0.1)
 FRAMES = Pool([FRAMES_GFN + page for page in range(FRAMES_PAGES)], PLAY.bad, 0.1)
@@ -153,7 +153,7 @@ _MEMORY = [
         "add_to_physmap", 7,
         dict(
             dom=(2, SELF), size=(2, Pool((0, 1), (2, 65535))), space=(4, Pool((0, 1), (2, 3, 4, 5, U32))),
-            idx=(8, Pool((0, 0, 1), (2, 5, 0x8000000000000000, 0x8000000000000001, U64, PLAY_GFN))), gfn=(8, FRAMES),
+            idx=(8, Pool((0, 0, 1, PLAY_GFN, PLAY_GFN + 1), (0x8000000000000000, 0x8000000000000001, U64))), gfn=(8, FRAMES),
         ),
     ),
     ("translate_gpfn_list", 8, dict(dom=(2, DOMID), pad=(6, OUT), count=(8, COUNT), list=(8, POINTER), out=(8, POINTER))),
@@ -174,7 +174,7 @@ _MEMORY = [
     (
         "add_to_physmap_batch", 23,
         dict(
-            dom=(2, SELF), space=(2, Pool((0, 1), (2, 3, 4, 65535))), size=(2, Pool((1, 2, 4), (0, 65535))), u=(2, ZERO),
+            dom=(2, SELF), space=(2, Pool((0, 1), (2, 3, 4, 65535))), size=(2, Pool((1, 2, 4), (0,))), u=(2, ZERO),
             idxs=(8, Pool((SECOND + 0x80,) * 9 + (HOLE,))), gpfns=(8, Pool((SECOND,) * 9 + (HOLE,))), errs=(8, POINTER),
         ),
     ),
@@ -290,7 +290,8 @@ FAMILIES = {
     ],
 }
 _KNOWN = (MEMORY_OP, MULTICALL, SET_TIMER_OP, XEN_VERSION, CONSOLE_IO, GRANT_TABLE_OP, VM_ASSIST, VCPU_OP, SCHED_OP)
-NOT_CALLS = [n for n in range(64) if n not in (*_KNOWN, EVENT_CHANNEL_OP, PHYSDEV_OP, HVM_OP)]
+IRET = 23
+NOT_CALLS = [n for n in range(64) if n not in (*_KNOWN, EVENT_CHANNEL_OP, PHYSDEV_OP, HVM_OP, IRET)]
 """What is no hypercall, or none for such a guest."""
 CPUID_LEAVES = [0x40000000 + leaf for leaf in (0, 1, 2, 3, 4, 5, 6, 7, 0x100)]
 MSRS = [0x40000000, 0x40000001, 0x40000010, 0x400000FF, 0x40000100]

@@ -8,7 +8,6 @@ from tests.differential.compare import DIED
 from tests.differential.generate import SET_UP
 from tests.differential.programs import Program, decode, encode
 
-
 BATCH = 100
 """Programs to a guest.  Not all that one does to it can be undone: what its pages number, above all."""
 

@@ -89,7 +89,7 @@ def _structured(random: Random, call: Call) -> Iterator[Step]:
     count = COUNT.pick(random) if call.number == GRANT_TABLE_OP else 1
     size = sum(size for size, _ in call.fields.values())
     said: list[str] = []
-    for index in range(min(count, _MOST)):
+    for index in range(max(min(count, _MOST), 1)):
         data, own = b"", None
         for name, (width, pool) in call.fields.items():
             value = pool.pick(random)

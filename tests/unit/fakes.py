@@ -201,8 +201,22 @@ class Memory:
         self.populated = False
         self.present = {Gfn(gfn) for gfn in range(0x1000, 0x3000)}
 
+        self.told = [MemmapEntry(Gpa(0), 1 << 20, 1), MemmapEntry(Gpa(1 << 20), 1 << 28, 1)]
+
     def map(self) -> list[MemmapEntry]:
-        return [MemmapEntry(Gpa(0), 1 << 20, 1), MemmapEntry(Gpa(1 << 20), 1 << 28, 1)]
+        return self.told
+
+    def set_map(self, entries: list[MemmapEntry]) -> None:
+        self.told = entries
+
+    def has_page(self, gfn: Gfn) -> bool:
+        return gfn in self.present
+
+    def move_page(self, source: Gfn, gfn: Gfn) -> None:
+        if source not in self.present or gfn > 1 << 28:
+            raise XenError(errno.EINVAL)
+        self.present.discard(source)
+        self.present.add(gfn)
 
     def shared(self, gpa: Gpa, size_bytes: int) -> Bytes:
         if not self.populated:
@@ -247,8 +261,9 @@ class Memory:
         return self.foreign.pop(gfn, None) is not None
 
     def remove_page(self, gfn: Gfn) -> None:
-        if gfn > 1 << 28:
-            raise XenError(errno.EINVAL)
+        if gfn not in self.present:
+            raise XenError(errno.ENOENT)
+        self.present.discard(gfn)
 
 
 class Hypervisor:
@@ -304,6 +319,7 @@ class Domain:
         self.printed = b""
         self.ended: list[ShutdownReason] = []
         self.crashes: list[str] = []
+        self.watchdogs: list[tuple[int, int]] = []
 
     def _ports_of(self, domid: Domid) -> "EventChannels | None":
         found = self.hypervisor.find(domid)
@@ -330,6 +346,10 @@ class Domain:
 
     def shutdown(self, reason: ShutdownReason) -> None:
         self.ended.append(reason)
+
+    def watchdog(self, number: int, timeout_s: int) -> int:
+        self.watchdogs.append((number, timeout_s))
+        return 1
 
     def crash(self, reason: str) -> None:
         self.crashes.append(reason)

@@ -118,6 +118,7 @@ class Domain:
             limit_bytes=shape.memory_bytes,
             low_end=acpi.ECAM_BASE if has_pci else LOW_RAM_END,
             shareable=shape.shareable,
+            initial=self.privileged,
         )
         self._closing.insert(-1, self.memory.close)  # after its machine, whose slots it is in
         self.kernel_events = KernelEvents(vm, self.kept_by_kvm, self.callback, self.vcpus)

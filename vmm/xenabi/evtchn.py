@@ -188,9 +188,12 @@ class EventChannels:
             raise XenError(errno.EINVAL)
         return channel
 
+    def has(self, port: int) -> bool:
+        """Whether a number is a port, bound or not; others are none yet, or never will be."""
+        return port < min(-(-self._fresh // PORTS_A_BUCKET) * PORTS_A_BUCKET, self.limit)
+
     def _check_port(self, port: int) -> None:
-        """XenError(EINVAL) for a number that is no port yet, or never will be."""
-        if port >= min(-(-self._fresh // PORTS_A_BUCKET) * PORTS_A_BUCKET, self.limit):
+        if not self.has(port):
             raise XenError(errno.EINVAL)
 
     def check_vcpu(self, vcpu: int) -> VcpuId:

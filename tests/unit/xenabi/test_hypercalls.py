@@ -9,23 +9,28 @@ from hypothesis import strategies as st
 
 from tests.unit.fakes import Domain
 from vmm.observe.trace.filters import known_names, parse_filter
-from vmm.xenabi.constants import DOMID_SELF, HvmParam, Hypercall, MapSpace, ShutdownReason
-from vmm.xenabi.cstruct import Abi
+from vmm.xenabi.constants import DOMID_SELF, EvtchnStatusKind, HvmParam, Hypercall, MapSpace, ShutdownReason
+from vmm.xenabi.cstruct import Abi, Struct
 from vmm.xenabi.hypercalls import TABLE, Entry, dispatch, name_of
 from vmm.xenabi.hypercalls.registry import Suboperations, suboperation
 from vmm.xenabi.state import Call
 from vmm.xenabi.structs import (
     AddToPhysmap,
     AddToPhysmapBatch,
+    EvtchnBindPirq,
     EvtchnStatus,
+    GnttabGetVersion,
+    GnttabQuerySize,
     GnttabSetupTable,
     HvmParamOp,
+    MemoryDomain,
     MemoryReservation,
     MulticallEntry,
     SchedPoll,
+    SchedWatchdog,
     SetSingleshotTimer,
 )
-from vmm.xenabi.values import Restart, Wait
+from vmm.xenabi.values import Domid, Restart, Wait
 
 ARGUMENT = 0x2000
 
@@ -320,3 +325,81 @@ def test_a_long_batch_of_pages_gives_way_and_goes_on_where_it_was(domain: Domain
 def test_every_guest_may_know_how_much_ram_the_host_has(domain: Domain) -> None:
     assert dispatch(domain.call(Hypercall.memory_op, 2)) == domain.hypervisor.highest_page
     assert dispatch(domain.call(Hypercall.memory_op, 2 | 1 << 6)) == -errno.EINVAL
+
+
+# ------------------------------------------------------------------------- what random programs found on Xen
+
+
+def ask(domain: Domain, number: Hypercall, command: int, op: Struct, *more: int) -> int:
+    domain.vcpus[0].write_virtual(ARGUMENT, op.pack())
+    result = dispatch(domain.call(number, command, ARGUMENT, *more))
+    assert isinstance(result, int)
+    return result
+
+
+def test_a_domid_that_is_nobodys_is_esrch_and_anothers_eperm(domain: Domain) -> None:
+    other = Domain(hypervisor=domain.hypervisor)
+    for domid, refused in ((99, errno.ESRCH), (0x7FF1, errno.ESRCH), (0, errno.EPERM), (other.domid, errno.EPERM)):
+        assert ask(domain, Hypercall.memory_op, 3, MemoryDomain(domid=domid)) == -refused
+        assert ask(domain, Hypercall.event_channel_op, 5, EvtchnStatus(dom=domid, port=1)) == -refused
+        assert ask(domain, Hypercall.grant_table_op, 10, GnttabGetVersion(dom=domid), 1) == -refused
+
+
+@pytest.mark.parametrize("count", [0, 2, 0x8000_0000, 0xFFFF_FFFF])
+def test_the_size_of_one_grant_table_alone_is_told_at_a_time(domain: Domain, count: int) -> None:
+    assert ask(domain, Hypercall.grant_table_op, 6, GnttabQuerySize(dom=DOMID_SELF), count) == -errno.EINVAL
+
+
+def test_a_pirq_may_be_bound_once(domain: Domain) -> None:
+    assert ask(domain, Hypercall.event_channel_op, 2, EvtchnBindPirq(pirq=1)) == 0
+    assert ask(domain, Hypercall.event_channel_op, 2, EvtchnBindPirq(pirq=1)) == -errno.EEXIST
+    assert ask(domain, Hypercall.event_channel_op, 2, EvtchnBindPirq(pirq=255)) == -errno.EINVAL
+    assert ask(domain, Hypercall.event_channel_op, 5, EvtchnStatus(dom=DOMID_SELF, port=1)) == 0
+    told = EvtchnStatus.unpack(domain.vcpus[0].read_virtual(ARGUMENT, EvtchnStatus.sizeof()))
+    assert (told.status, told.u_dom) == (EvtchnStatusKind.pirq, 1)
+
+
+def test_numbers_of_ports_come_to_be_64_at_a_time(domain: Domain) -> None:
+    assert ask(domain, Hypercall.event_channel_op, 5, EvtchnStatus(dom=DOMID_SELF, port=63)) == 0, "closed"
+    assert ask(domain, Hypercall.event_channel_op, 5, EvtchnStatus(dom=DOMID_SELF, port=64)) == -errno.EINVAL
+    for _ in range(64):
+        domain.events.alloc_unbound(Domid(0))
+    assert ask(domain, Hypercall.event_channel_op, 5, EvtchnStatus(dom=DOMID_SELF, port=64)) == 0
+
+
+def test_padding_of_what_is_written_back_stays(domain: Domain) -> None:
+    raw = bytearray(GnttabQuerySize(dom=DOMID_SELF).pack())
+    raw[2:4] = b"\xaa\xbb"
+    domain.vcpus[0].write_virtual(ARGUMENT, bytes(raw))
+    assert dispatch(domain.call(Hypercall.grant_table_op, 6, ARGUMENT, 1)) == 0
+    assert domain.vcpus[0].read_virtual(ARGUMENT + 2, 2) == b"\xaa\xbb"
+
+
+def test_what_a_reservation_cannot_have_is_a_count_and_no_error(domain: Domain) -> None:
+    assert ask(domain, Hypercall.memory_op, 6, MemoryReservation(extent_start=0x3000, nr_extents=1, domid=99)) == 0
+    assert dispatch(domain.call(Hypercall.memory_op, 6, 1 << 50)) == 0
+
+
+def test_a_vcpu_that_is_not_there_is_enoent_whatever_is_asked(domain: Domain) -> None:
+    assert [dispatch(domain.call(Hypercall.vcpu_op, command, 7)) for command in (0, 3, 14, 99)] == [-errno.ENOENT] * 4
+
+
+def test_a_domu_asks_for_its_watchdog_and_for_no_physical_cpu(domain: Domain) -> None:
+    assert ask(domain, Hypercall.sched_op, 6, SchedWatchdog(id=0, timeout=30)) == 1
+    assert domain.watchdogs == [(0, 30)]
+    assert ask(domain, Hypercall.sched_op, 7, SchedWatchdog()) == -errno.EPERM
+
+
+def test_a_page_is_shown_at_another_gfn(domain: Domain) -> None:
+    def move(**fields: int) -> int:
+        return ask(domain, Hypercall.memory_op, 7, AddToPhysmap(domid=DOMID_SELF, **fields))
+
+    assert move(space=MapSpace.gmfn, idx=0x1000, gpfn=0x9000) == 0
+    assert move(space=MapSpace.gmfn_range, idx=0x1001, gpfn=0x9001, size=3) == 0
+    assert {0x9000, 0x9001, 0x9002, 0x9003} <= domain.memory.present
+    assert move(space=MapSpace.gmfn, idx=0x1000, gpfn=0x9000) == -errno.EINVAL
+
+
+def test_page_tables_are_nobodys_here(domain: Domain) -> None:
+    answers = [dispatch(domain.call(Hypercall.mmuext_op, 0, 1, 0, domid)) for domid in (DOMID_SELF, 0, domain.domid, 99)]
+    assert answers == [-errno.EINVAL, -errno.EPERM, -errno.ESRCH, -errno.ESRCH]

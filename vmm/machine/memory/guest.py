@@ -42,7 +42,8 @@ _SHARING = threading.RLock()
 class GuestMemory:
     """One domain's guest-physical address space, shown to KVM as memory slots; empty until somebody puts RAM into it.
 
-    `limit_bytes`: the RAM that it may have.  `shareable`: other domains may map its pages, which then live in files.
+    `limit_bytes`: the RAM that it may have, and what xl adds to it where the domain is not the initial one.
+    `shareable`: other domains may map its pages, which then live in files.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class GuestMemory:
         limit_bytes: int = 0,
         low_end: int = LOW_RAM_END,
         shareable: bool = False,
+        initial: bool = False,
     ) -> None:
         self.owner = owner
         self._vm = vm
@@ -62,6 +64,8 @@ class GuestMemory:
         self._map: list[MemmapEntry] = []
         self._windows = 0
         self._limit_bytes = limit_bytes
+        self._beside = 0 if initial else SPECIAL_PAGES
+        self._slack = 0 if initial else SLACK_PAGES
         self._pages = 0
         self._maximum_gfn = Gfn(0)
         self._low_end = low_end
@@ -103,7 +107,7 @@ class GuestMemory:
                 self._add(start, self._memory(end - start, huge_pages=True))
         except KvmError as error:
             raise PyvmmError(f"this host cannot reserve {self._limit_bytes >> 20} MiB for the guest: {error}") from None
-        self._pages = self._limit_bytes // PAGE_BYTES + SPECIAL_PAGES
+        self._pages = self._limit_bytes // PAGE_BYTES + self._beside
         self._maximum_gfn = Gfn(stretches[-1][1] // PAGE_BYTES - 1)
         low_end = stretches[0][1]
         self._map += [
@@ -190,7 +194,7 @@ class GuestMemory:
     @property
     def maximum_pages(self) -> int:
         """Pages of RAM that it may have."""
-        return self._limit_bytes // PAGE_BYTES + SLACK_PAGES
+        return self._limit_bytes // PAGE_BYTES + self._slack
 
     @property
     def maximum_gfn(self) -> Gfn:

@@ -6,6 +6,7 @@ from vmm.xenabi.hypercalls import (  # noqa: F401
     grant_table_op,
     hvm_op,
     memory_op,
+    mmuext_op,
     multicall,
     sched_op,
     set_timer_op,

@@ -3,6 +3,7 @@
 import errno
 
 from vmm.xenabi.constants import DOMID_SELF, PAGE_BYTES, EvtchnStatusKind, Hypercall
+from vmm.xenabi.evtchn import PORTS_A_BUCKET
 from vmm.xenabi.evtchn_abi import CONTROL_BLOCK_BYTES, LINK_BITS
 from vmm.xenabi.hypercalls.registry import suboperation, target_of
 from vmm.xenabi.state import Call
@@ -62,7 +63,15 @@ def send(call: Call, op: EvtchnSend) -> None:
 @suboperation(OP, 5, "status", arg=EvtchnStatus, out=True)
 def status(call: Call, op: EvtchnStatus) -> None:
     """What a port is bound to."""
-    channel = target_of(call, op.dom).events.status(op.port)
+    try:
+        target = target_of(call, op.dom)
+    except XenError as error:
+        if error.code == errno.EPERM:  # that comes after the port's own check
+            other = call.domain.hypervisor.find(op.dom)
+            if op.port >= PORTS_A_BUCKET if other is None else not other.events.has(op.port):
+                raise XenError(errno.EINVAL) from None
+        raise
+    channel = target.events.status(op.port)
     op.status, op.vcpu, op.u_dom, op.u_port = EvtchnStatusKind.closed, 0, 0, 0
     if channel is None:
         return

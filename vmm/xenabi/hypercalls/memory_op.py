@@ -194,7 +194,7 @@ def _place(call: Call, domain: DomainState, space: int, index: int, gpfn: int, f
             raise XenError(errno.EINVAL)
         domain.place_shared_info(Gfn(gpfn), call.abi)
     elif space == MapSpace.grant_table:
-        domain.memory.place_xen_page(Gfn(gpfn), domain.grants.page(index))
+        domain.memory.place_xen_page(Gfn(gpfn), domain.grants.page(index & 0xFFFF_FFFF))  # as Xen takes it
     elif space == MapSpace.gmfn_foreign:
         source = target_of(call, foreign)
         if source is domain:
