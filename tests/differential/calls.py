@@ -45,7 +45,7 @@ REF = Pool((8, 8, 9, 10, 11), (12, 511, 512, 1023, 32767, 32768, U32))
 HANDLE = Pool((0, 0, 1, 2), (3, 100, 0x7FFFFFFF, U32))
 PLAY = Pool([PLAY_GFN + page for page in range(PLAY_PAGES)], (HOLE >> 12, 0xFED00, 1 << 20, 1 << 36, 1 << 52, U64), 0.1)
 FRAMES = Pool([FRAMES_GFN + page for page in range(FRAMES_PAGES)], PLAY.bad, 0.1)
-COUNT = Pool((1, 1, 1, 2, 3), (0, 4, 17, 200))
+COUNT = Pool((1, 1, 1, 2, 3), (0, 4, 17))
 NOTHING = 0x50000
 """A gfn that no program puts anything at."""
 POINTER = Pool((BUFFER,), (HOLE, 1 << 32, 1 << 47, U64 - 7, EDGE), 0.1)
@@ -152,7 +152,7 @@ _MEMORY = [
     (
         "add_to_physmap", 7,
         dict(
-            dom=(2, SELF), size=(2, Pool((0, 1), (2, 65535))), space=(4, Pool((0, 1), (2, 3, 4, 5, U32))),
+            dom=(2, SELF), size=(2, Pool((0, 1), (2,))), space=(4, Pool((0, 1), (2, 3, 4, 5, U32))),
             idx=(8, Pool((0, 0, 1, PLAY_GFN, PLAY_GFN + 1), (0x8000000000000000, 0x8000000000000001, U64))), gfn=(8, FRAMES),
         ),
     ),

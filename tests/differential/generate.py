@@ -89,6 +89,7 @@ def _structured(random: Random, call: Call) -> Iterator[Step]:
     count = COUNT.pick(random) if call.number == GRANT_TABLE_OP else 1
     size = sum(size for size, _ in call.fields.values())
     said: list[str] = []
+    yield Step.write(ARGUMENT, bytes(0x400))
     for index in range(max(min(count, _MOST), 1)):
         data, own = b"", None
         for name, (width, pool) in call.fields.items():

@@ -110,6 +110,5 @@ calls:
 	try VCPU_OP, 2, 6
 	try VCPU_OP, 2, 8
 	try VCPU_OP, 2, 10
-	try VCPU_OP, 2, 12
 	try MULTICALL, 0, 0, 1
 calls_end:

@@ -21,7 +21,7 @@ GUEST_MAY_SET = frozenset({
     HvmParam.VM_GENERATION_ID_ADDR, HvmParam.STORE_EVTCHN, HvmParam.CONSOLE_EVTCHN, HvmParam.X87_FIP_WIDTH,
 })  # fmt: skip
 
-LEAST_TSS_BYTES = 104
+LEAST_TSS_BYTES, TSS_BYTES, MOST_TSS_BYTES = 104, 128, 104 + 0x100 // 8 + 0x1_0000 // 8 + 1
 FIP_WIDTHS = (0, 4, 8)
 MAX_EXTRA_BYTES, EVENT_MASK = 28, 0xFFF
 MEM_RAM_RW, MEM_MMIO_DM = 0, 2
@@ -57,7 +57,12 @@ def set_param(call: Call, op: HvmParamOp) -> None:
         raise XenError(errno.EINVAL)
     if op.index == HvmParam.X87_FIP_WIDTH and op.value not in FIP_WIDTHS:
         raise XenError(errno.EINVAL)
-    target.hvm_params[op.index] = op.value
+    index, value = op.index, op.value
+    if index == HvmParam.VM86_TSS:  # an older name, with a size that is understood
+        index, value = HvmParam.VM86_TSS_SIZED, value | TSS_BYTES << 32 if value else 0
+    elif index == HvmParam.VM86_TSS_SIZED:
+        value = value & 0xFFFF_FFFF | min(value >> 32, MOST_TSS_BYTES) << 32
+    target.hvm_params[index] = value
     if op.index == HvmParam.CALLBACK_IRQ:
         target.set_callback(op.value)
 
@@ -65,7 +70,11 @@ def set_param(call: Call, op: HvmParamOp) -> None:
 @suboperation(Hypercall.hvm_op, 1, "get_param", arg=HvmParamOp, out=True)
 def get_param(call: Call, op: HvmParamOp) -> None:
     """Read a parameter; one that was never set is 0."""
-    op.value = _target(call, op, GUEST_MAY_READ).hvm_params.get(op.index, 0)
+    params = _target(call, op, GUEST_MAY_READ).hvm_params
+    if op.index == HvmParam.VM86_TSS:
+        op.value = params.get(HvmParam.VM86_TSS_SIZED, 0) & 0xFFFF_FFFF
+    else:
+        op.value = params.get(op.index, 0)
 
 
 @suboperation(Hypercall.hvm_op, 9, "pagetable_dying", arg=HvmPagetableDying)

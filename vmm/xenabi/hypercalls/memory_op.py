@@ -89,7 +89,10 @@ def populate_physmap(call: Call, op: MemoryReservation) -> HypercallOutcome:
 
     def populate(target: DomainState, first: int, count: int) -> bool:
         memory = target.memory
-        return memory.pages + count <= memory.maximum_pages and all(map(memory.populate, _gfns(first, count)))
+        if memory.pages + count > memory.maximum_pages:
+            return False
+        done = list(map(memory.populate, _gfns(first, count)))  # Xen has taken all pages before it looks where
+        return all(done)
 
     return _each_extent(call, op, populate)
 
@@ -196,6 +199,8 @@ def _place(call: Call, domain: DomainState, space: int, index: int, gpfn: int, f
     elif space == MapSpace.grant_table:
         domain.memory.place_xen_page(Gfn(gpfn), domain.grants.page(index & 0xFFFF_FFFF))  # as Xen takes it
     elif space == MapSpace.gmfn_foreign:
+        if not call.domain.privileged:
+            raise XenError(errno.EPERM)
         source = target_of(call, foreign)
         if source is domain:
             raise XenError(errno.EINVAL)
