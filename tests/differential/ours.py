@@ -6,7 +6,7 @@ from pathlib import Path
 from tests.differential.programs import MEMORY_MIB
 from tests.guests import run
 from vmm.boot.pvh import Module
-from vmm.config.domain import DomainConfig
+from vmm.config.domain import DomainConfig, parse_xen_version
 
 HERE = Path(__file__).parent
 MICRO = HERE.parent / "micro"
@@ -25,8 +25,9 @@ def build_guest(folder: Path) -> Path:
 class Ours:
     """pyvmm, here."""
 
-    def __init__(self, image: Path) -> None:
+    def __init__(self, image: Path, version: str = "4.17") -> None:
         self._image = image
+        self._version = parse_xen_version(version)
         self.errors = ""
 
     def __str__(self) -> str:
@@ -34,7 +35,7 @@ class Ours:
 
     def run(self, module: bytes) -> str:
         """What a guest with these programs prints, until it ends."""
-        config = DomainConfig(image=self._image, memory_bytes=MEMORY_MIB << 20)
+        config = DomainConfig(image=self._image, memory_bytes=MEMORY_MIB << 20, xen_version=self._version)
         ended = run(config, [Module("programs", memoryview(module))], GUEST_S)
         self.errors = str(ended.outcome)
         return ended.console

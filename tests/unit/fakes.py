@@ -32,6 +32,7 @@ from vmm.xenabi.values import (
     XenIdentity,
 )
 from vmm.xenabi.vcpu_context import VcpuContext
+from vmm.xenabi.versions import behaviour
 
 
 def loop_sends(table: EventTable, port: int) -> bool:
@@ -302,6 +303,7 @@ class Domain:
         self.handle = bytes(range(16))
         self.privileged = privileged
         self.identity = XenIdentity(4, 17, ".7", "cc", "me", "here", "today", "xen-3.0-x86_64 ", "")
+        self.behaviour = behaviour(4, 17)
         self.hvm_params: dict[int, int] = {}
         self.shutdown_reason: ShutdownReason | None = None
         self.unknown_hypercalls: Counter[str] = Counter()

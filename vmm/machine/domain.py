@@ -22,7 +22,7 @@ from vmm.machine.hooks import HookList
 from vmm.machine.irq_routing import Gsis
 from vmm.machine.kvm_evtchn import KernelEvents
 from vmm.machine.lifecycle import By, DomainLife, Hold, Life, Outcome, Verb, WrongLife
-from vmm.machine.memory.guest import LOW_RAM_END, GuestMemory
+from vmm.machine.memory.guest import LOW_RAM_END, SLACK_PAGES, Beside, GuestMemory
 from vmm.machine.parts import Callback
 from vmm.machine.platform import Board
 from vmm.machine.upcall import UpcallLine
@@ -38,6 +38,7 @@ from vmm.xenabi.hypercalls import dispatch, load_privileged
 from vmm.xenabi.state import Call, HypervisorState
 from vmm.xenabi.transport import PORT, Transport
 from vmm.xenabi.values import Domid, Gfn, Gpa, HypercallOutcome, VcpuId, XenIdentity
+from vmm.xenabi.versions import behaviour
 
 if TYPE_CHECKING:
     from vmm.devices.manager import DeviceManager
@@ -78,6 +79,7 @@ class Domain:
         if Feature.PRIVILEGED in shape.features:
             load_privileged()
         self.identity = _identity(shape)
+        self.behaviour = behaviour(*shape.xen_version[:2])
         self.life = DomainLife()
         self.account = Account()
         self.hvm_params: dict[int, int] = {}
@@ -118,7 +120,7 @@ class Domain:
             limit_bytes=shape.memory_bytes,
             low_end=acpi.ECAM_BASE if has_pci else LOW_RAM_END,
             shareable=shape.shareable,
-            initial=self.privileged,
+            beside=None if self.privileged else Beside(self.behaviour.special_pages, SLACK_PAGES),
         )
         self._closing.insert(-1, self.memory.close)  # after its machine, whose slots it is in
         self.kernel_events = KernelEvents(vm, self.kept_by_kvm, self.callback, self.vcpus)

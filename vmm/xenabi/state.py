@@ -12,6 +12,7 @@ from vmm.xenabi.grants import GrantTable
 from vmm.xenabi.hypervisor_log import HypervisorLog
 from vmm.xenabi.interfaces import AddressSpace, VcpuState
 from vmm.xenabi.values import Domid, Gfn, HostFacts, HypercallOutcome, XenIdentity
+from vmm.xenabi.versions import Behaviour
 
 
 class HypervisorState(Protocol):
@@ -81,6 +82,11 @@ class DomainState(Protocol):
     @property
     def events(self) -> EventChannels:
         """Its event channels."""
+        ...
+
+    @property
+    def behaviour(self) -> Behaviour:
+        """That of the version of Xen which the domain is shown."""
         ...
 
     @property

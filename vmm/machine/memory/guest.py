@@ -7,7 +7,7 @@ is, which is never changed in place.  A region, once there, stays until the doma
 import errno
 import threading
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from vmm.errors import PyvmmError
 from vmm.kvm import PAGE_BYTES, HostMemory, KvmError, PageFile, SlotFlag, VmFd
@@ -26,8 +26,6 @@ HIGH_RAM_START = 4 << 30
 BIOS_AREA = (0xA0000, 0x100000)
 WINDOW_BYTES = 2 << 20
 MAX_WINDOWS = 512
-SPECIAL_PAGES = 17
-"""What xl gives a domain beside its memory: its console's and xenstore's pages, its tables."""
 SLACK_PAGES = 256
 """What xl lets a domain have beyond what it is given (LIBXL_MAXMEM_CONSTANT, 1 MiB)."""
 NOBODY = Domid(0)
@@ -39,10 +37,19 @@ _SHARING = threading.RLock()
 """Guards who shows whose pages, in all domains; taken before a domain's own lock."""
 
 
+class Beside(NamedTuple):
+    """What a toolstack gives a domain beside its memory, pages."""
+
+    special_pages: int
+    """That it has."""
+    slack_pages: int
+    """That it may have."""
+
+
 class GuestMemory:
     """One domain's guest-physical address space, shown to KVM as memory slots; empty until somebody puts RAM into it.
 
-    `limit_bytes`: the RAM that it may have, and what xl adds to it where the domain is not the initial one.
+    `limit_bytes`: the RAM that it may have; `beside`: what a toolstack adds to it.
     `shareable`: other domains may map its pages, which then live in files.
     """
 
@@ -55,7 +62,7 @@ class GuestMemory:
         limit_bytes: int = 0,
         low_end: int = LOW_RAM_END,
         shareable: bool = False,
-        initial: bool = False,
+        beside: "Beside | None" = None,
     ) -> None:
         self.owner = owner
         self._vm = vm
@@ -64,8 +71,7 @@ class GuestMemory:
         self._map: list[MemmapEntry] = []
         self._windows = 0
         self._limit_bytes = limit_bytes
-        self._beside = 0 if initial else SPECIAL_PAGES
-        self._slack = 0 if initial else SLACK_PAGES
+        self._beside = beside or Beside(0, 0)
         self._pages = 0
         self._maximum_gfn = Gfn(0)
         self._low_end = low_end
@@ -107,7 +113,7 @@ class GuestMemory:
                 self._add(start, self._memory(end - start, huge_pages=True))
         except KvmError as error:
             raise PyvmmError(f"this host cannot reserve {self._limit_bytes >> 20} MiB for the guest: {error}") from None
-        self._pages = self._limit_bytes // PAGE_BYTES + self._beside
+        self._pages = self._limit_bytes // PAGE_BYTES + self._beside.special_pages
         self._maximum_gfn = Gfn(stretches[-1][1] // PAGE_BYTES - 1)
         low_end = stretches[0][1]
         self._map += [
@@ -194,7 +200,7 @@ class GuestMemory:
     @property
     def maximum_pages(self) -> int:
         """Pages of RAM that it may have."""
-        return self._limit_bytes // PAGE_BYTES + self._slack
+        return self._limit_bytes // PAGE_BYTES + self._beside.slack_pages
 
     @property
     def maximum_gfn(self) -> Gfn:

@@ -225,6 +225,8 @@ def copy(call: Call) -> HypercallOutcome:
     domain = call.domain
 
     def copy_one(op: GnttabCopy) -> None:
+        if not op.len and not domain.behaviour.looks_at_empty_copies:
+            return
         source = _End(op.source_domid, op.source, op.source_offset, bool(op.flags & COPY_SOURCE_IS_GRANT))
         dest = _End(op.dest_domid, op.dest, op.dest_offset, bool(op.flags & COPY_DEST_IS_GRANT))
         source_owner, dest_owner = _owner(domain, source), _owner(domain, dest)

@@ -273,6 +273,12 @@ def machphys_mfn_list(call: Call, op: MachphysMfnList) -> None:
     op.nr_extents = 0
 
 
+@suboperation(OP, 10, "machine_memory_map")
+def machine_memory_map(call: Call) -> None:
+    """The machine's own memory map is for a dom0, and not for a PVH one."""
+    raise XenError(call.domain.behaviour.no_machine_map)
+
+
 @suboperation(OP, 18, "get_sharing_freed_pages")
 def get_sharing_freed_pages(call: Call) -> int:
     """Pages are not shared between domains."""

@@ -73,6 +73,8 @@ PRIVILEGED: dict[int, int] = {
     Hypercall.hypfs_op: errno.EPERM, Hypercall.physdev_op: errno.ENOSYS,
 }  # fmt: skip
 """What no other than the privileged domain may ask, whether it exists or not, and what any other is answered."""
+PIRQ_COMMANDS = (13, 14)
+"""PHYSDEVOP_map_pirq and unmap_pirq."""
 VERSIONS = {Hypercall.sysctl: 0x15, Hypercall.domctl: 0x15, Hypercall.platform_op: 0x0300_0001}
 """Those whose version is looked at before anything else: XEN_*_INTERFACE_VERSION, the second word behind the pointer."""
 
@@ -202,6 +204,8 @@ def _refusal(call: Call) -> XenError:
             return error
         if int.from_bytes(header[4:], "little") != version:
             return XenError(errno.EACCES)
+    if call.number == Hypercall.physdev_op and call.args[0] & 0xFFFF_FFFF in PIRQ_COMMANDS:
+        return XenError(call.domain.behaviour.no_pirqs)
     return XenError(PRIVILEGED[call.number])
 
 

@@ -127,7 +127,7 @@ def register_vcpu_info(call: Call, op: RegisterVcpuInfo) -> None:
     """Move a vCPU's vcpu_info to a place of the guest's choosing; once only, within one page."""
     vcpu = _target(call)
     if op.offset > PAGE_BYTES - VCPU_INFO_BYTES or op.offset % int(call.abi):
-        raise XenError(errno.ENXIO)
+        raise XenError(call.domain.behaviour.bad_vcpu_info)
     gpa = Gpa(op.mfn * PAGE_BYTES + op.offset)
     vcpu.set_info(gpa)
     mark_all_pending(vcpu, call.abi)

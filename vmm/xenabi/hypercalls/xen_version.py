@@ -3,6 +3,7 @@
 import errno
 
 from vmm.xenabi.constants import PAGE_BYTES, Hypercall, XenFeature
+from vmm.xenabi.cstruct import Abi
 from vmm.xenabi.hypercalls.registry import suboperation
 from vmm.xenabi.state import Call
 from vmm.xenabi.structs import FeatureInfo, PlatformParameters
@@ -17,8 +18,6 @@ PVH_FEATURES = (
     XenFeature.not_direct_mapped,
 )
 """What Xen 4.17 offers a PVH domU: 0x12305."""
-
-VIRT_START = 0xFFFF_8000_0000_0000
 
 
 def _text(call: Call, *fields: tuple[str, int]) -> int:
@@ -68,7 +67,7 @@ def changeset(call: Call) -> int:
 @suboperation(Hypercall.xen_version, 5, "platform_parameters", arg=PlatformParameters, out=True)
 def platform_parameters(call: Call, info: PlatformParameters) -> None:
     """Where Xen's own part of the address space would begin."""
-    info.virt_start = VIRT_START if call.abi == 8 else 0
+    info.virt_start = call.domain.behaviour.virt_start if call.abi is Abi.X86_64 else 0
 
 
 @suboperation(Hypercall.xen_version, 6, "get_features", arg=FeatureInfo, out=True)
