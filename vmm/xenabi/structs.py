@@ -232,6 +232,18 @@ class PodTarget(Struct, c_name="xen_pod_target", header="memory.h"):
     domid: U16
 
 
+class MemAcquireResource(Struct, c_name="xen_mem_acquire_resource", header="memory.h"):
+    """XENMEM_acquire_resource."""
+
+    domid: U16
+    type: U16
+    id: U32
+    nr_frames: U32
+    pad: U32
+    frame: U64
+    frame_list: HANDLE
+
+
 class MachphysMfnList(Struct, c_name="xen_machphys_mfn_list", header="memory.h"):
     """XENMEM_machphys_mfn_list."""
 

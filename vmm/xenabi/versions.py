@@ -19,11 +19,15 @@ class Behaviour(NamedTuple):
     """VCPUOP_register_vcpu_info at an offset that cannot be, an errno."""
     looks_at_empty_copies: bool
     """Whether GNTTABOP_copy of no bytes is refused as one of some would be."""
+    has_resources: bool
+    """Whether XENMEM_acquire_resource looks at what is asked, instead of refusing a guest without machine frames."""
+    has_long_texts: bool
+    """Whether there are XENVER_extraversion2, capabilities2, changeset2 and commandline2."""
 
 
 _BEHAVIOURS = {
-    (4, 17): Behaviour(17, 0xFFFF_8000_0000_0000, errno.ENOSYS, errno.ENOSYS, errno.ENXIO, True),
-    (4, 20): Behaviour(15, 0, errno.EPERM, errno.EPERM, errno.EINVAL, False),
+    (4, 17): Behaviour(17, 0xFFFF_8000_0000_0000, errno.ENOSYS, errno.ENOSYS, errno.ENXIO, True, False, False),
+    (4, 20): Behaviour(15, 0, errno.EPERM, errno.EPERM, errno.EINVAL, False, True, True),
 }
 
 

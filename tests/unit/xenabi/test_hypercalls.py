@@ -31,6 +31,7 @@ from vmm.xenabi.structs import (
     SetSingleshotTimer,
 )
 from vmm.xenabi.values import Domid, Restart, Wait
+from vmm.xenabi.versions import behaviour
 
 ARGUMENT = 0x2000
 
@@ -403,3 +404,18 @@ def test_a_page_is_shown_at_another_gfn(domain: Domain) -> None:
 def test_page_tables_are_nobodys_here(domain: Domain) -> None:
     answers = [dispatch(domain.call(Hypercall.mmuext_op, 0, 1, 0, domid)) for domid in (DOMID_SELF, 0, domain.domid, 99)]
     assert answers == [-errno.EINVAL, -errno.EPERM, -errno.ESRCH, -errno.ESRCH]
+
+
+def test_long_texts_are_there_from_the_version_that_has_them(domain: Domain) -> None:
+    assert dispatch(domain.call(Hypercall.xen_version, 14, 0)) == -errno.ENOSYS
+    domain.behaviour = behaviour(4, 20)
+    assert dispatch(domain.call(Hypercall.xen_version, 14, 0)) == len("<denied>")
+    for room, result in ((0, -errno.ENOBUFS), (7, -errno.ENOBUFS), (8, 8)):
+        domain.vcpus[0].write_virtual(ARGUMENT, struct.pack("<I12x", room))
+        assert dispatch(domain.call(Hypercall.xen_version, 14, ARGUMENT)) == result
+    assert domain.vcpus[0].read_virtual(ARGUMENT + 4, 9) == b"<denied>\0"
+
+
+def test_a_version_behaves_as_the_newest_known_one_before_it() -> None:
+    assert behaviour(4, 19) == behaviour(4, 17) == behaviour(3, 0)
+    assert behaviour(5, 0) == behaviour(4, 20) != behaviour(4, 17)

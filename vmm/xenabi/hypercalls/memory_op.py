@@ -14,6 +14,7 @@ from vmm.xenabi.structs import (
     ForeignMemoryMap,
     MachphysMfnList,
     MemAccessOp,
+    MemAcquireResource,
     MemoryDomain,
     MemoryExchange,
     MemoryMap,
@@ -328,10 +329,21 @@ def reserved_device_memory_map(call: Call, op: ReservedDeviceMemoryMap) -> None:
     op.nr_entries = 0
 
 
-@suboperation(OP, 28, "acquire_resource")
-def acquire_resource(call: Call) -> None:
-    """Map what belongs to a domain but is not its memory: refused to a domain that has no machine frames."""
-    raise XenError(errno.ENOSYS if call.domain.privileged else errno.EACCES)
+def _may_ask_for_resources(call: Call) -> None:
+    if not call.domain.privileged and not call.domain.behaviour.has_resources:
+        raise XenError(errno.EACCES)
+
+
+@suboperation(OP, 28, "acquire_resource", arg=MemAcquireResource, check=_may_ask_for_resources)
+def acquire_resource(call: Call, op: MemAcquireResource) -> None:
+    """Map what belongs to another domain but is not its memory: refused to a domU."""
+    if op.pad or op.frame >> 32 or op.frame + op.nr_frames >> 32:
+        raise XenError(errno.EINVAL)
+    if op.domid == DOMID_SELF:
+        raise XenError(errno.ESRCH)
+    if target_of(call, op.domid) is call.domain:
+        raise XenError(errno.EPERM)
+    raise XenError(errno.ENOSYS)
 
 
 @suboperation(OP, 11, "exchange", arg=MemoryExchange, out=True)

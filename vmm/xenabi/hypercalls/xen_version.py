@@ -104,3 +104,41 @@ def commandline(call: Call) -> int:
 def build_id(call: Call) -> int:
     """Refused to a domU; pyvmm has no build id to give a dom0."""
     raise XenError(errno.ENODATA if call.domain.privileged else errno.EPERM)
+
+
+def _long_text(call: Call, text: str) -> int:
+    """A text of whatever length, into a xen_varbuf: its length; without a buffer, that alone."""
+    if not call.domain.behaviour.has_long_texts:
+        raise XenError(errno.ENOSYS)
+    data, buffer = text.encode(), call.args[1]
+    if not buffer:
+        return len(data)
+    room = int.from_bytes(call.vcpu.read_virtual(buffer, 4), "little")
+    if room < len(data):
+        raise XenError(errno.ENOBUFS)
+    call.vcpu.write_virtual(buffer + 4, data)
+    return len(data)
+
+
+@suboperation(Hypercall.xen_version, 11, "extraversion2", names=("buffer",))
+def extraversion2(call: Call) -> int:
+    """What stands behind the version, of any length."""
+    return _long_text(call, call.domain.identity.extra)
+
+
+@suboperation(Hypercall.xen_version, 12, "capabilities2", names=("buffer",))
+def capabilities2(call: Call) -> int:
+    """The interfaces, of any length."""
+    return _long_text(call, call.domain.identity.capabilities)
+
+
+@suboperation(Hypercall.xen_version, 13, "changeset2", names=("buffer",))
+def changeset2(call: Call) -> int:
+    """The changeset, of any length."""
+    return _long_text(call, call.domain.identity.changeset)
+
+
+@suboperation(Hypercall.xen_version, 14, "commandline2", names=("buffer",))
+def commandline2(call: Call) -> int:
+    """Xen's command line, of any length; a domU is told nothing."""
+    return _long_text(call, "" if call.domain.privileged else "<denied>")
