@@ -37,21 +37,21 @@ TOOLS = {
         r"^total_memory +: \d{4}$",
         r"^xen_caps +: xen-3\.0-x86_64 hvm-3\.0-x86_32 hvm-3\.0-x86_32p hvm-3\.0-x86_64 $",
     ],
-    "xl list": [r"^Domain-0 +0 +1024 +1 +r----- +\d+\.\d$"],
+    "xl list": [r"^Domain-0 +0 +1023 +1 +r----- +\d+\.\d$"],
     "xl vcpu-list": [r"^Domain-0 +0 +0 +\d +r-- +\d+\.\d +all / all$"],
     "xl debug-keys qx": [],
     "xl dmesg": [
         r"^\(XEN\) \*\*\* Building a PVH Dom0 \*\*\*$",
         r"^\(XEN\) PCI add device 0000:00:00\.0$",
         r"^\(XEN\) 'q' pressed -> dump domain \(and guest debug\) info$",
-        r"^\(XEN\)     nr_pages=262144 max_pages=262144$",
+        r"^\(XEN\)     nr_pages=262143 max_pages=262144$",
         r"^\(XEN\) 'x' pressed -> no handler$",
     ],
     "xenpm get-cpu-topology": [r"^CPU0\s+\d+\s+\d+\s+0$", r"^CPU1\s+\d+\s+\d+\s+0$"],
     "xenstore-ls /local/domain/0": [r'^name = "Domain-0"$'],
     "xl cpupool-list": [r"^Pool-0 +2 +unknown +y +1$"],
     "xl info -n": [r"^free_cpus +: 0$", r"^ +0: +0 +0 +0$"],
-    "xentop -b -i 1": [r"^ +Domain-0 -----r +\d+ +0\.0 +1048576 "],
+    "xentop -b -i 1": [r"^ +Domain-0 -----r +\d+ +0\.0 +1048572 "],
     # What pyvmm has not is refused, and the tools say so.
     "xl pause 0": [r"Pausing domain: Operation not supported$"],
     "xen-livepatch list": [r"^Error 95: Operation not supported$"],
@@ -125,7 +125,7 @@ def test_debian_boots_from_its_disk_as_dom0_with_two_vcpus_and_powers_off(
         assert guest.run("nproc") == "2\n"
         assert "vda" in guest.run("cat /proc/partitions")
         guest.run("ip link show eth0 || ip link show enp0s2")
-        assert re.search(r"^Domain-0 +0 +1024 +2 ", guest.run("xl list"), re.MULTILINE)
+        assert re.search(r"^Domain-0 +0 +1023 +2 ", guest.run("xl list"), re.MULTILINE)
         assert guest.ask("status")[0]["domid"] == 0
         guest.run("dd if=/dev/urandom of=/root/big bs=1M count=8 conv=fsync && cp /root/big /root/copy && sync")
         guest.run("echo 3 >/proc/sys/vm/drop_caches; cmp /root/big /root/copy")
