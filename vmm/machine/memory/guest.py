@@ -305,7 +305,7 @@ class GuestMemory:
     def move_page(self, source: Gfn, gfn: Gfn) -> None:
         """What is at one gfn is then at another, and no more at the first; a page that was there goes.
 
-        XenError(EINVAL) where there is no page of RAM.
+        XenError(EINVAL) where there is no page of RAM, XenError(ENOENT) where it cannot be put, and it is lost.
         """
         with _SHARING, self._lock:
             found = self.find(source * PAGE_BYTES)
@@ -314,13 +314,13 @@ class GuestMemory:
             if source == gfn:
                 return
             content = bytes(self.view(source * PAGE_BYTES, PAGE_BYTES))
+            self._vacate(source)  # Xen has taken it away by the time that it finds it cannot be put there
+            self._blank(source)
+            found.mark(source, there=False)
             region = self._populated(gfn)
             self._replace(region, gfn)
             self._blank(gfn)
             self.view(gfn * PAGE_BYTES, PAGE_BYTES)[:] = content
-            self._vacate(source)
-            self._blank(source)
-            found.mark(source, there=False)
             self._maximum_gfn = max(self._maximum_gfn, gfn)
 
     def has_page(self, gfn: Gfn) -> bool:
