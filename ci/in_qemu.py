@@ -30,6 +30,7 @@ MODULES = (
     "virtio_pci", "9pnet_virtio", "9p", "virtio_console", "overlay", "tun", "bridge", "loop", "dm-mod",
     "kvm-amd", "kvm-intel",
 )  # fmt: skip
+BOARD = "q35,smm=off,usb=off,vmport=off"
 CPU = "max,+svm,-la57"
 MEMORY = "8G"
 SMP = 2
@@ -122,7 +123,7 @@ def run(options: argparse.Namespace, folder: Path) -> int:
     )
     command, environment = qemu()
     command += [
-        "-M", "q35,smm=off,usb=off,vmport=off", *accelerate, "-smp", str(options.smp or SMP),
+        "-M", BOARD, *accelerate, "-smp", str(options.smp or SMP),
         "-m", options.memory or MEMORY,
         "-kernel", str(files / "kernel"), "-initrd", str(files / "initramfs"),
         "-append", f"{KERNEL_COMMAND_LINE} 8250.nr_uarts=1",

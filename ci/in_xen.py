@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from debian import CACHE, Kernel, Suite, unpack_once
-from in_qemu import carry_out, qemu_command, unpacked_qemu
+from in_qemu import BOARD, carry_out, qemu_command, unpacked_qemu
 from l1 import HERE, KERNEL_COMMAND_LINE, boot_files
 from xen_guest import guest_job
 
@@ -21,7 +21,6 @@ MODULES = (
 CPU = "max,+svm,-smap,-smep,-la57,-pku,-rdtscp"
 """Without what a PV dom0's first page walk does not bear (SMAP, SMEP), and what kills guests on emulated AMD-V (RDTSCP)."""
 MEMORY = "4G"
-BOARD = "q35,smm=off,usb=off,vmport=off"
 XEN_COMMAND_LINE = "console=com1 com1=115200,8n1 loglvl=all guest_loglvl=all noreboot=1"
 DOM0_MEMORY = "1536M"
 WRITABLE = ("var/lib/xen", "var/lib/xenstored", "var/log/xen")

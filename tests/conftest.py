@@ -1,17 +1,15 @@
 """Fixtures for all tests."""
 
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from tests.guests import MICRO, assemble
 from vmm.errors import PyvmmError
 from vmm.kvm import System, XenFlag
 from vmm.toolstack.transports import plan_hypercalls  # noqa: F401  (imported early: the first import is slow in an L1)
 from vmm.xenabi.transport import Transport
-
-MICRO = Path(__file__).parent / "micro"
 
 
 @pytest.fixture(scope="session")
@@ -28,16 +26,14 @@ def system() -> System:
 def build(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Assemble a micro-guest, once a session."""
     folder = tmp_path_factory.mktemp("guests")
-    flags = ["-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none", "-Wl,-z,noexecstack", "-Wl,--no-warn-rwx-segments"]
 
-    def assemble(name: str) -> Path:
+    def build_once(name: str) -> Path:
         image = folder / name
         if not image.exists():
-            command = ["gcc", *flags, "-T", str(MICRO / "guest.ld"), "-o", str(image), str(MICRO / f"{name}.S")]
-            subprocess.run(command, check=True, capture_output=True)
+            assemble(MICRO / f"{name}.S", image)
         return image
 
-    return assemble
+    return build_once
 
 
 def _available(transport: Transport, system: System) -> Transport:

@@ -1,8 +1,10 @@
 """Running guests inside the test's own process: quick where Python starts slowly, and with their output in hand."""
 
+import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import NamedTuple
 
 from vmm.boot.image import load_image
@@ -14,6 +16,15 @@ from vmm.machine.hypervisor import Hypervisor
 from vmm.machine.lifecycle import Outcome
 from vmm.toolstack.build import build
 from vmm.xenabi.values import Domid, Gfn, GrantRef
+
+MICRO = Path(__file__).parent / "micro"
+
+
+def assemble(source: Path, image: Path) -> None:
+    """Make a micro-guest's image; `guest.inc` is there to be included."""
+    flags = ["-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none", "-Wl,-z,noexecstack", "-Wl,--no-warn-rwx-segments"]
+    command = ["gcc", *flags, "-I", str(MICRO), "-T", str(MICRO / "guest.ld"), "-o", str(image), str(source)]
+    subprocess.run(command, check=True, capture_output=True)
 
 
 class Transcript:

@@ -1,24 +1,19 @@
 """pyvmm carries out programs, one guest after another."""
 
-import subprocess
 from pathlib import Path
 
 from tests.differential.programs import MEMORY_MIB
-from tests.guests import run
+from tests.guests import assemble, run
 from vmm.boot.pvh import Module
 from vmm.config.domain import DomainConfig, parse_xen_version
 
-HERE = Path(__file__).parent
-MICRO = HERE.parent / "micro"
 GUEST_S = 600
 
 
 def build_guest(folder: Path) -> Path:
     """The guest's image."""
     image = folder / "guest"
-    flags = ["-nostdlib", "-static", "-no-pie", "-Wl,--build-id=none", "-Wl,-z,noexecstack", "-Wl,--no-warn-rwx-segments"]
-    command = ["gcc", *flags, "-I", str(MICRO), "-T", str(MICRO / "guest.ld"), "-o", str(image), str(HERE / "guest.S")]
-    subprocess.run(command, check=True)
+    assemble(Path(__file__).with_name("guest.S"), image)
     return image
 
 

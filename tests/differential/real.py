@@ -34,7 +34,7 @@ done
 
 
 class RealXen:
-    """Xen in QEMU.  HostError where it does not come up."""
+    """Xen in QEMU.  RuntimeError at the first guest where it did not come up."""
 
     def __init__(self, image: Path, version: str = "4.17", log: Path | None = None) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="programs-", dir="/var/tmp"))

@@ -22,7 +22,7 @@ from vmm.machine.hooks import HookList
 from vmm.machine.irq_routing import Gsis
 from vmm.machine.kvm_evtchn import KernelEvents
 from vmm.machine.lifecycle import By, DomainLife, Hold, Life, Outcome, Verb, WrongLife
-from vmm.machine.memory.guest import LOW_RAM_END, SLACK_PAGES, Beside, GuestMemory
+from vmm.machine.memory.guest import LOW_RAM_END, NOTHING_BESIDE, SLACK_PAGES, Beside, GuestMemory
 from vmm.machine.parts import Callback
 from vmm.machine.platform import Board
 from vmm.machine.upcall import UpcallLine
@@ -120,7 +120,7 @@ class Domain:
             limit_bytes=shape.memory_bytes,
             low_end=acpi.ECAM_BASE if has_pci else LOW_RAM_END,
             shareable=shape.shareable,
-            beside=None if self.privileged else Beside(self.behaviour.special_pages, SLACK_PAGES),
+            beside=NOTHING_BESIDE if self.privileged else Beside(self.behaviour.special_pages, SLACK_PAGES),
         )
         self._closing.insert(-1, self.memory.close)  # after its machine, whose slots it is in
         self.kernel_events = KernelEvents(vm, self.kept_by_kvm, self.callback, self.vcpus)

@@ -46,6 +46,9 @@ class Beside(NamedTuple):
     """That it may have."""
 
 
+NOTHING_BESIDE = Beside(0, 0)
+
+
 class GuestMemory:
     """One domain's guest-physical address space, shown to KVM as memory slots; empty until somebody puts RAM into it.
 
@@ -62,7 +65,7 @@ class GuestMemory:
         limit_bytes: int = 0,
         low_end: int = LOW_RAM_END,
         shareable: bool = False,
-        beside: "Beside | None" = None,
+        beside: Beside = NOTHING_BESIDE,
     ) -> None:
         self.owner = owner
         self._vm = vm
@@ -71,7 +74,7 @@ class GuestMemory:
         self._map: list[MemmapEntry] = []
         self._windows = 0
         self._limit_bytes = limit_bytes
-        self._beside = beside or Beside(0, 0)
+        self._beside = beside
         self._pages = 0
         self._maximum_gfn = Gfn(0)
         self._low_end = low_end
@@ -142,18 +145,15 @@ class GuestMemory:
         """The guest gives a page of its RAM back to the host; False where it has none there."""
         with _SHARING, self._lock:
             region = self.find(gfn * PAGE_BYTES)
-            if region is None:
+            if region is None or not region.has(gfn):
                 return False
-            if not region.has(gfn):
-                return False
-            if gfn in self._foreign or gfn in self._placed.values():
-                self._vacate(gfn)
-                self._blank(gfn)
+            if self._is_shown(gfn):
+                self._take_away(gfn)
             else:
                 self._revoke(gfn)
                 region.host.discard(gfn * PAGE_BYTES - region.start, PAGE_BYTES)
                 self._pages -= 1
-            region.mark(gfn, there=False)
+                region.mark(gfn, there=False)
             return True
 
     def populate(self, gfn: Gfn) -> bool:
@@ -277,9 +277,7 @@ class GuestMemory:
             region = self._populated(gfn)
             before = self._placed.get(page)
             if before is not None and before != gfn:
-                self._vacate(before)
-                self._blank(before)
-                self._mark(before, there=False)
+                self._take_away(before)
             self._replace(region, gfn)
             region.host.show(gfn * PAGE_BYTES - region.start, self._xen_file, page)
             self._placed[page] = gfn
@@ -298,9 +296,7 @@ class GuestMemory:
             region = self.find(gfn * PAGE_BYTES)
             if region is None or not region.has(gfn):
                 raise XenError(errno.ENOENT)
-            self._vacate(gfn)
-            self._blank(gfn)
-            region.mark(gfn, there=False)
+            self._take_away(gfn)
 
     def move_page(self, source: Gfn, gfn: Gfn) -> None:
         """What is at one gfn is then at another, and no more at the first; a page that was there goes.
@@ -309,14 +305,12 @@ class GuestMemory:
         """
         with _SHARING, self._lock:
             found = self.find(source * PAGE_BYTES)
-            if found is None or not found.has(source) or source in self._foreign or source in self._placed.values():
+            if found is None or not found.has(source) or self._is_shown(source):
                 raise XenError(errno.EINVAL)
             if source == gfn:
                 return
             content = bytes(self.view(source * PAGE_BYTES, PAGE_BYTES))
-            self._vacate(source)  # Xen has taken it away by the time that it finds it cannot be put there
-            self._blank(source)
-            found.mark(source, there=False)
+            self._take_away(source)  # as Xen has by the time that it finds it cannot be put there
             region = self._populated(gfn)
             self._replace(region, gfn)
             self._blank(gfn)
@@ -334,9 +328,19 @@ class GuestMemory:
         if region is not None:
             region.mark(gfn, there=there)
 
+    def _is_shown(self, gfn: Gfn) -> bool:
+        """Whether what is at a gfn is another domain's, or Xen's."""
+        return gfn in self._foreign or gfn in self._placed.values()
+
+    def _take_away(self, gfn: Gfn) -> None:
+        """Whatever is at a gfn is there no more."""
+        self._vacate(gfn)
+        self._blank(gfn)
+        self._mark(gfn, there=False)
+
     def _replace(self, region: Region, gfn: Gfn) -> None:
         """Something else is to be shown at a gfn: a page of the guest's that is there goes."""
-        if region.has(gfn) and gfn not in self._foreign and gfn not in self._placed.values():
+        if region.has(gfn) and not self._is_shown(gfn):
             self._pages -= self._is_ram(gfn)
         self._vacate(gfn)
         region.mark(gfn, there=True)
@@ -398,12 +402,9 @@ class GuestMemory:
     def _own_page(self, gfn: Gfn) -> tuple[PageFile, int]:
         """The file that holds a page of this domain's RAM, and where; XenError(EINVAL)."""
         region = self.find(gfn * PAGE_BYTES)
-        if region is None or region.host.file is None or gfn in self._foreign or gfn in self._placed.values():
+        if region is None or region.host.file is None or self._is_shown(gfn) or not region.has(gfn):
             raise XenError(errno.EINVAL)
-        index = gfn - region.start // PAGE_BYTES
-        if region.absent is not None and region.absent[index]:
-            raise XenError(errno.EINVAL)
-        return region.host.file, index
+        return region.host.file, gfn - region.start // PAGE_BYTES
 
     def _forget_foreign(self, gfn: Gfn) -> None:
         found = self._foreign.pop(gfn, None)

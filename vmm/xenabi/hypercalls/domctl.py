@@ -4,7 +4,7 @@ import errno
 import struct
 
 from vmm.xenabi.constants import DOMID_FIRST_RESERVED, DOMID_SELF, Hypercall
-from vmm.xenabi.hypercalls.registry import TABLE, Controls, suboperation, target_of
+from vmm.xenabi.hypercalls.registry import TABLE, VERSIONS, Controls, suboperation, target_of
 from vmm.xenabi.interfaces import VcpuState
 from vmm.xenabi.state import Call, DomainState
 from vmm.xenabi.toolstack_structs import (
@@ -18,7 +18,6 @@ from vmm.xenabi.toolstack_structs import (
 from vmm.xenabi.values import XenError
 
 OP = Hypercall.domctl
-VERSION = 0x15
 _DYING, _HVM_GUEST, _SHUTDOWN, _BLOCKED, _RUNNING, _HAP = 1 << 0, 1 << 1, 1 << 2, 1 << 4, 1 << 5, 1 << 8
 _SHUTDOWN_SHIFT = 16
 _HARD, _SOFT = 1, 2
@@ -29,7 +28,7 @@ MAP_BYTES = 4096
 
 TABLE[OP] = Controls(
     Domctl,
-    VERSION,
+    VERSIONS[OP],
     absent=(
         *range(1, 5), *range(9, 14), 15, *range(16, 23), 24, *range(27, 30), *range(33, 36), *range(37, 41), 42, 43,
         *range(45, 49), 50, *range(54, 58), *range(59, 69), *range(71, 76), 77, 78, 79, *range(81, 87), *range(1000, 1004),

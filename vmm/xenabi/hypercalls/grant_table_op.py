@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeVar
 from vmm.xenabi.constants import DOMID_SELF, PAGE_BYTES, Hypercall
 from vmm.xenabi.grant_maps import Mapping
 from vmm.xenabi.grants import GrantTable
-from vmm.xenabi.hypercalls.registry import suboperation, target_of
+from vmm.xenabi.hypercalls.registry import is_back_ends, suboperation, target_of
 from vmm.xenabi.state import Call, DomainState
 from vmm.xenabi.structs import (
     GnttabCopy,
@@ -19,7 +19,7 @@ from vmm.xenabi.structs import (
     GnttabSwapGrantRef,
     GnttabUnmapGrantRef,
 )
-from vmm.xenabi.values import BACKEND_DOMID, Gfn, GrantRef, HypercallOutcome, Restart, XenError
+from vmm.xenabi.values import Gfn, GrantRef, HypercallOutcome, Restart, XenError
 
 OP = Hypercall.grant_table_op
 STATUS_OKAY = 0
@@ -148,7 +148,7 @@ def _each(call: Call, kind: type[Operand], action: Callable[[Operand], None]) ->
 def _granter(domain: DomainState, domid: int) -> DomainState:
     found = domain if domid == domain.domid else domain.hypervisor.find(domid)
     if found is None:  # a back end's domain is there, but has granted nothing
-        raise _Refused(STATUS_BAD_REFERENCE if domid == BACKEND_DOMID else STATUS_BAD_DOMAIN)
+        raise _Refused(STATUS_BAD_REFERENCE if is_back_ends(domain, domid) else STATUS_BAD_DOMAIN)
     return found
 
 
@@ -251,9 +251,7 @@ def _owner(domain: DomainState, end: _End) -> DomainState | None:
         return domain
     if not end.granted:  # even of its own id
         raise _Refused(STATUS_PERMISSION_DENIED)
-    if end.domid == BACKEND_DOMID and domain.hypervisor.find(BACKEND_DOMID) is None:
-        return None
-    return _granter(domain, end.domid)
+    return None if is_back_ends(domain, end.domid) else _granter(domain, end.domid)
 
 
 def _with_page(

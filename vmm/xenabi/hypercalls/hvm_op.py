@@ -3,7 +3,7 @@
 import errno
 
 from vmm.xenabi.constants import DOMID_SELF, HVM_NR_PARAMS, HvmParam, Hypercall
-from vmm.xenabi.hypercalls.registry import suboperation, target_of
+from vmm.xenabi.hypercalls.registry import exists, is_back_ends, suboperation, target_of
 from vmm.xenabi.state import Call, DomainState
 from vmm.xenabi.structs import (
     HvmGetMemType,
@@ -13,7 +13,7 @@ from vmm.xenabi.structs import (
     HvmUpcallVector,
     HvmXentrace,
 )
-from vmm.xenabi.values import BACKEND_DOMID, Gfn, XenError
+from vmm.xenabi.values import Gfn, XenError
 
 GUEST_MAY_READ = frozenset(HvmParam)
 GUEST_MAY_SET = frozenset({
@@ -33,8 +33,8 @@ DEPRECATED = frozenset({4, 13, *range(20, 27), 30})
 
 
 def _target(call: Call, op: HvmParamOp, allowed: frozenset[HvmParam]) -> DomainState:
-    if op.index >= HVM_NR_PARAMS or (op.domid == BACKEND_DOMID and call.domain.hypervisor.find(op.domid) is None):
-        raise XenError(errno.EINVAL)  # a back end's domain is a PV one, for all that the guest can know
+    if op.index >= HVM_NR_PARAMS or is_back_ends(call.domain, op.domid):
+        raise XenError(errno.EINVAL)
     target = target_of(call, op.domid)
     if op.index in DEPRECATED:
         raise XenError(errno.EINVAL)
@@ -81,10 +81,9 @@ def get_param(call: Call, op: HvmParamOp) -> None:
 def pagetable_dying(call: Call, op: HvmPagetableDying) -> None:
     """Of use to shadow paging alone, which no domain here has; Linux asks once whether it is."""
     own = call.domain
-    known = op.domid in (DOMID_SELF, own.domid, BACKEND_DOMID) or own.hypervisor.find(op.domid) is not None
     if op.domid in (DOMID_SELF, own.domid):
         raise XenError(errno.EINVAL)
-    raise XenError(errno.EOPNOTSUPP if known else errno.ESRCH)
+    raise XenError(errno.EOPNOTSUPP if exists(own, op.domid) else errno.ESRCH)
 
 
 @suboperation(Hypercall.hvm_op, 23, "set_evtchn_upcall_vector", arg=HvmUpcallVector)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 
 from vmm.xenabi.constants import DOMID_SELF, Hypercall, MapSpace
 from vmm.xenabi.cstruct import Abi
-from vmm.xenabi.hypercalls.registry import suboperation, target_of
+from vmm.xenabi.hypercalls.registry import exists, is_back_ends, suboperation, target_of
 from vmm.xenabi.state import Call, DomainState
 from vmm.xenabi.structs import (
     AddToPhysmap,
@@ -24,7 +24,7 @@ from vmm.xenabi.structs import (
     ReservedDeviceMemoryMap,
     VnumaTopologyInfo,
 )
-from vmm.xenabi.values import BACKEND_DOMID, Gfn, Gpa, HypercallOutcome, MemmapEntry, Restart, XenError
+from vmm.xenabi.values import Gfn, Gpa, HypercallOutcome, MemmapEntry, Restart, XenError
 
 OP = Hypercall.memory_op
 START_SHIFT = 6  # MEMOP_EXTENT_SHIFT: above it, the command says where a continued call goes on
@@ -61,32 +61,28 @@ def maximum_reservation(call: Call, op: MemoryDomain) -> int:
     return target_of(call, op.domid).memory.maximum_pages
 
 
-def _nothing_done(call: Call) -> int | None:
-    """These commands answer how many extents are done, and no errors: none, where their list cannot even be found."""
-    try:
-        call.vcpu.read_virtual(call.args[1], MemoryReservation.sizeof(call.abi))
-    except XenError:
-        return call.args[0] >> START_SHIFT
-    return None
-
-
-@suboperation(OP, 0, "increase_reservation", arg=MemoryReservation, check=_nothing_done)
-def increase_reservation(call: Call, op: MemoryReservation) -> int:
-    """Pages without an address are of no use to a guest that has no other than guest-physical ones: none is given."""
+def _done_before(call: Call) -> int:
+    """These commands answer how many extents are done, and no errors: those before, where their list cannot be found."""
     return call.args[0] >> START_SHIFT
 
 
-@suboperation(OP, 1, "decrease_reservation", arg=MemoryReservation, check=_nothing_done)
+@suboperation(OP, 0, "increase_reservation", arg=MemoryReservation, unreadable=_done_before)
+def increase_reservation(call: Call, op: MemoryReservation) -> int:
+    """Pages without an address are of no use to a guest that has no other than guest-physical ones: none is given."""
+    return _done_before(call)
+
+
+@suboperation(OP, 1, "decrease_reservation", arg=MemoryReservation, unreadable=_done_before)
 def decrease_reservation(call: Call, op: MemoryReservation) -> HypercallOutcome:
     """Give extents of pages back to the host: how many were."""
     return _each_extent(call, op, lambda target, first, count: all(map(target.memory.release, _gfns(first, count))))
 
 
-@suboperation(OP, 6, "populate_physmap", arg=MemoryReservation, check=_nothing_done)
+@suboperation(OP, 6, "populate_physmap", arg=MemoryReservation, unreadable=_done_before)
 def populate_physmap(call: Call, op: MemoryReservation) -> HypercallOutcome:
     """Fresh pages where there are none: how many extents got them."""
     if op.mem_flags & POPULATE_ON_DEMAND:  # nobody may populate its own memory so, nor is another's
-        return call.args[0] >> START_SHIFT
+        return _done_before(call)
 
     def populate(target: DomainState, first: int, count: int) -> bool:
         memory = target.memory
@@ -187,7 +183,7 @@ def add_to_physmap_batch(call: Call, op: AddToPhysmapBatch) -> Restart | None:
 
 def _translated(call: Call, domid: int) -> DomainState:
     """The domain whose gfns are meant.  XenError(EACCES) for a PV one, as a back end's is for all that a guest knows."""
-    if domid == BACKEND_DOMID and call.domain.hypervisor.find(BACKEND_DOMID) is None:
+    if is_back_ends(call.domain, domid):
         raise XenError(errno.EACCES)
     return target_of(call, domid)
 
@@ -246,8 +242,8 @@ def set_memory_map(call: Call, op: ForeignMemoryMap) -> None:
 
 
 def _pod_target(call: Call, op: PodTarget) -> None:
-    if op.domid == BACKEND_DOMID and call.domain.hypervisor.find(BACKEND_DOMID) is None:
-        raise XenError(errno.EINVAL)  # a PV domain, for all that the guest can know
+    if is_back_ends(call.domain, op.domid):
+        raise XenError(errno.EINVAL)
     target = target_of(call, op.domid)
     if not call.domain.privileged:
         raise XenError(errno.EPERM)
@@ -299,15 +295,14 @@ def access_op(call: Call, op: MemAccessOp) -> None:
     if found is call.domain:
         raise XenError(errno.EPERM)
     if found is None:
-        raise XenError(errno.EINVAL if op.domid == BACKEND_DOMID else errno.ESRCH)
+        raise XenError(errno.EINVAL if is_back_ends(call.domain, op.domid) else errno.ESRCH)
     raise XenError(errno.ENODEV if call.domain.privileged else errno.EPERM)
 
 
 @suboperation(OP, 24, "claim_pages", arg=MemoryReservation)
 def claim_pages(call: Call, op: MemoryReservation) -> None:
     """Set memory aside for a domain that is being built: the host's is not pyvmm's to set aside."""
-    known = op.domid == BACKEND_DOMID or call.domain.hypervisor.find(op.domid) is not None
-    if op.extent_start or op.extent_order or op.mem_flags or not known:
+    if op.extent_start or op.extent_order or op.mem_flags or not exists(call.domain, op.domid):
         raise XenError(errno.EINVAL)
     raise XenError(errno.ENOSYS if call.domain.privileged else errno.EPERM)
 

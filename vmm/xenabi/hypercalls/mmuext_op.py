@@ -3,9 +3,9 @@
 import errno
 
 from vmm.xenabi.constants import DOMID_SELF, Hypercall
-from vmm.xenabi.hypercalls.registry import hypercall
+from vmm.xenabi.hypercalls.registry import exists, hypercall
 from vmm.xenabi.state import Call
-from vmm.xenabi.values import BACKEND_DOMID, XenError
+from vmm.xenabi.values import XenError
 
 
 @hypercall(Hypercall.mmuext_op, "uops", "count", "pdone", "foreigndom")
@@ -14,5 +14,4 @@ def mmuext_op(call: Call) -> None:
     domain, foreign = call.domain, call.args[3] & 0xFFFF
     if foreign == DOMID_SELF:
         raise XenError(errno.EINVAL)
-    known = foreign == BACKEND_DOMID or domain.hypervisor.find(foreign) is not None
-    raise XenError(errno.EPERM if known and foreign != domain.domid else errno.ESRCH)
+    raise XenError(errno.EPERM if exists(domain, foreign) and foreign != domain.domid else errno.ESRCH)

@@ -4,7 +4,7 @@ import errno
 import struct
 
 from vmm.xenabi.constants import Hypercall
-from vmm.xenabi.hypercalls.registry import TABLE, Controls, suboperation
+from vmm.xenabi.hypercalls.registry import TABLE, VERSIONS, Controls, suboperation
 from vmm.xenabi.state import Call
 from vmm.xenabi.toolstack_structs import (
     PlatformEnterAcpiSleep,
@@ -17,10 +17,9 @@ from vmm.xenabi.toolstack_structs import (
 from vmm.xenabi.values import XenError
 
 OP = Hypercall.platform_op
-VERSION = 0x0300_0001
 _ONLINE, _INVALID = 1, 2
 
-TABLE[OP] = Controls(PlatformOp, VERSION)
+TABLE[OP] = Controls(PlatformOp, VERSIONS[OP])
 
 
 def _refuse(code: int, *commands: tuple[int, str]) -> None:

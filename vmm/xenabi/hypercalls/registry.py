@@ -31,8 +31,10 @@ class Entry(NamedTuple):
     out: bool = False
     at: int = 1
     names: tuple[str, ...] = ()
-    check: Callable[[Call], int | None] | None = None
-    """What is looked at before the structure is read; it may have the answer."""
+    check: Callable[[Call], None] | None = None
+    """What is looked at before the structure is read."""
+    unreadable: Callable[[Call], int] | None = None
+    """What is answered where the structure cannot be read, if it is no errno."""
 
 
 class Suboperations:
@@ -98,11 +100,12 @@ def suboperation(
     at: int = 1,
     out: bool = False,
     names: tuple[str, ...] = (),
-    check: Callable[[Call], int | None] | None = None,
+    check: Callable[[Call], None] | None = None,
+    unreadable: Callable[[Call], int] | None = None,
 ) -> Callable[[Handler], Handler]:
     """Register a sub-operation; its handler takes the call, and the structure behind argument `at` if `arg` names one.
 
-    `check` may refuse or answer the call before that is read.
+    `check` may refuse the call before that is read; `unreadable` answers it where that cannot be.
     """
 
     def register(handler: Handler) -> Handler:
@@ -110,7 +113,7 @@ def suboperation(
         if group is None:
             group = TABLE[number] = Suboperations(_MASKS.get(number, 0xFFFF_FFFF), errno.ENOSYS)
         assert isinstance(group, Suboperations)
-        group.entries[sub] = Entry(f"{number.name}.{name}", handler, arg, out, at, names, check)
+        group.entries[sub] = Entry(f"{number.name}.{name}", handler, arg, out, at, names, check, unreadable)
         return handler
 
     return register
@@ -128,6 +131,16 @@ def checked_first(number: Hypercall) -> Callable[[Callable[[Call], None]], Calla
     return register
 
 
+def exists(domain: DomainState, domid: int) -> bool:
+    """Whether a domid is a domain's for all that a guest can know: that which back ends here act for always is."""
+    return domid == BACKEND_DOMID or domain.hypervisor.find(domid) is not None
+
+
+def is_back_ends(domain: DomainState, domid: int) -> bool:
+    """Whether back ends here act for that domain and no other does: to a guest a PV one, with nothing of its own."""
+    return domid == BACKEND_DOMID and domain.hypervisor.find(domid) is None
+
+
 def target_of(call: Call, domid: int) -> DomainState:
     """The domain that a call is about: the caller's own or, for a privileged caller, any.
 
@@ -136,9 +149,9 @@ def target_of(call: Call, domid: int) -> DomainState:
     own = call.domain
     if domid in (DOMID_SELF, own.domid):
         return own
-    found = own.hypervisor.find(domid)
-    if found is None and domid != BACKEND_DOMID:  # which is there for a guest, whoever acts for it
+    if not exists(own, domid):
         raise XenError(errno.ESRCH)
+    found = own.hypervisor.find(domid)
     if found is None or not own.privileged:
         raise XenError(errno.EPERM)
     return found
@@ -232,11 +245,14 @@ def dispatch(call: Call) -> HypercallOutcome:
         if entry.arg is None:
             return entry.handler(call) or 0
         if entry.check is not None:
-            answer = entry.check(call)
-            if answer is not None:
-                return answer
+            entry.check(call)
         address = call.args[entry.at]
-        data = call.vcpu.read_virtual(address, entry.arg.sizeof(call.abi))
+        try:
+            data = call.vcpu.read_virtual(address, entry.arg.sizeof(call.abi))
+        except XenError:
+            if entry.unreadable is None:
+                raise
+            return entry.unreadable(call)
         operand: Any = entry.arg.unpack(data, call.abi)
         call.operand = operand
         result = entry.handler(call, operand) or 0

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from vmm.xenabi.constants import PAGE_BYTES, EvtchnStatusKind, Hypercall
 from vmm.xenabi.hypercalls.domctl import describe, write_bitmap
-from vmm.xenabi.hypercalls.registry import TABLE, Controls, suboperation
+from vmm.xenabi.hypercalls.registry import TABLE, VERSIONS, Controls, suboperation
 from vmm.xenabi.state import Call, HypervisorState
 from vmm.xenabi.toolstack_structs import (
     DomctlGetdomaininfo,
@@ -30,7 +30,6 @@ from vmm.xenabi.toolstack_structs import (
 from vmm.xenabi.values import Restart, XenError
 
 OP = Hypercall.sysctl
-VERSION = 0x15
 MAX_DEVICES = 64
 _CAN_HVM, _CAN_HAP, _GRANTS_V1, _GRANTS_V2 = 1 << 0, 1 << 3, 1 << 8, 1 << 9
 _SCHEDULER_UNKNOWN = 0  # the host's own schedules vCPUs, which is none of Xen's
@@ -38,7 +37,7 @@ _POOL_INFO, _POOL_FREE = 3, 7
 _LOCAL_DISTANCE = 10
 _INVALID_DEVICE = (1 << 32) - 2
 
-TABLE[OP] = Controls(Sysctl, VERSION, absent=(2, 10, 11, 12, 14, 19, 20, 21, 23, 25, 26, 27, 29))
+TABLE[OP] = Controls(Sysctl, VERSIONS[OP], absent=(2, 10, 11, 12, 14, 19, 20, 21, 23, 25, 26, 27, 29))
 
 
 def _hypervisor(call: Call) -> HypervisorState:
