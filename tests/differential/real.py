@@ -3,6 +3,7 @@
 import shutil
 import subprocess
 import tempfile
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -33,8 +34,12 @@ done
 """
 
 
+class XenEnded(Exception):
+    """Xen did not come up, or is gone."""
+
+
 class RealXen:
-    """Xen in QEMU.  RuntimeError at the first guest where it did not come up."""
+    """Xen in QEMU.  XenEnded at the first guest where it did not come up."""
 
     def __init__(self, image: Path, version: str = "4.17", log: Path | None = None) -> None:
         self._folder = Path(tempfile.mkdtemp(prefix="programs-", dir="/var/tmp"))
@@ -55,10 +60,14 @@ class RealXen:
         self._count += 1
         path = self._folder / f"module-{self._count}"
         path.write_bytes(module)
-        self._process.stdin.write(f"{path}\n")
-        self._process.stdin.flush()
-        if not self._process.stdout.readline():
-            raise RuntimeError("real Xen ended: ci/real-xen says why above")
+        try:
+            self._process.stdin.write(f"{path}\n")
+            self._process.stdin.flush()
+            answered = self._process.stdout.readline()
+        except BrokenPipeError:
+            answered = ""
+        if not answered:
+            raise XenEnded("real Xen ended before the guest did; what ci/real-xen says of it stands above")
         console = path.with_name(path.name + ".console").read_text(errors="replace")
         self.errors = path.with_name(path.name + ".errors").read_text(errors="replace")
         return console
@@ -68,7 +77,8 @@ class RealXen:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
         assert self._process.stdin is not None
-        self._process.stdin.close()
+        with suppress(BrokenPipeError):
+            self._process.stdin.close()
         try:
             self._process.wait(60)
         except subprocess.TimeoutExpired:
